@@ -1,0 +1,33 @@
+"""Support module of a course that teaches neural-network quantization from scratch."""
+
+from qhelpers.affine import (
+    asymmetric_dequantize,
+    asymmetric_quantization,
+    clamp,
+    quantization_error,
+    symmetric_dequantize,
+    symmetric_quantization,
+)
+from qhelpers.data import load_data
+from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet
+from qhelpers.size import print_size_of_model
+from qhelpers.torch_ao import choose_engine, silence_known_warnings
+from qhelpers.training import test, train, train_or_load
+
+__all__ = [
+    "QuantizedVerySimpleNet",
+    "VerySimpleNet",
+    "asymmetric_dequantize",
+    "asymmetric_quantization",
+    "choose_engine",
+    "clamp",
+    "load_data",
+    "print_size_of_model",
+    "quantization_error",
+    "silence_known_warnings",
+    "symmetric_dequantize",
+    "symmetric_quantization",
+    "test",
+    "train",
+    "train_or_load",
+]

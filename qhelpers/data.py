@@ -1,0 +1,202 @@
+"""The images the course trains on: MNIST, or scikit-learn's digits where MNIST can't be had."""
+
+import gzip
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, black 0 to white 1
+MNIST_TRAINING_IMAGES = 60_000
+DOWNLOAD_TIMEOUT = 10  # seconds without a byte from a mirror before the next is asked
+RAW_MD5 = {  # torchvision knows the sums of the .gz files, but not of what is inside
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class MNISTUnavailable(RuntimeError):
+    """MNIST is not on this machine, or is damaged, and can't be downloaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Images and labels, in memory.
+
+    name: "mnist" or "digits".
+    train_images, test_images: float32, shape (N, 1, 28, 28), normalised by MEAN and STD.
+    train_labels, test_labels: int64, shape (N,), the digits 0 to 9.
+    """
+
+    name: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    def steps_per_epoch(self, batch_size):
+        """The batches in one epoch of MNIST, for the digits too: so both train equally long."""
+        return -(-MNIST_TRAINING_IMAGES // batch_size)
+
+    def batches(self, batch_size, steps, seed=0):
+        """Yield `steps` pairs (images, labels) of training data.
+
+        The images come in an order shuffled from `seed`, anew in each pass through them.
+        The last batch of a pass may be smaller than `batch_size`.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        while steps > 0:
+            order = torch.randperm(len(self.train_images), generator=generator)
+            for chosen in order.split(batch_size)[:steps]:
+                yield self.train_images[chosen], self.train_labels[chosen]
+                steps -= 1
+
+
+def load_data():
+    """Load MNIST, or the digits where MNIST can't be had; print one line that says which.
+
+    The environment variable QHELPERS_DATASET, "mnist" or "digits", forces one of the two.
+    Raises MNISTUnavailable where MNIST is forced and can't be had, ValueError where the
+    variable holds anything else.
+    """
+    wanted = os.environ.get("QHELPERS_DATASET", "")
+    if wanted not in ("", "mnist", "digits"):
+        raise ValueError(f"QHELPERS_DATASET is {wanted!r}; it may be mnist, digits or unset")
+    reason = "QHELPERS_DATASET=digits asks for them"
+    if wanted != "digits":
+        try:
+            data = load_mnist()
+            print("Data: MNIST, 60,000 training and 10,000 test images.")
+            return data
+        except MNISTUnavailable as error:
+            if wanted == "mnist":
+                raise MNISTUnavailable(
+                    f"{error}. Connect to the network, put the four original .gz files into "
+                    f"{data_folder() / 'MNIST' / 'raw'}, or set QHELPERS_DATASET=digits"
+                ) from error
+            reason = str(error)
+    print(
+        f"Data: scikit-learn's 1,797 digits, not MNIST: {reason}. "
+        "The numbers in the text are MNIST's."
+    )
+    return load_digits()
+
+
+def load_mnist():
+    """Return MNIST as Data, downloaded at need; raise MNISTUnavailable where that fails."""
+    from torchvision.datasets import MNIST  # slow to import, so only here
+
+    folder = data_folder()
+    for name in RAW_MD5:
+        provide_file(folder / "MNIST" / "raw" / name)
+    parts = []
+    for train in (True, False):
+        mnist = MNIST(folder, train=train)
+        parts += [normalise(mnist.data[:, None] / 255), mnist.targets]
+    return Data("mnist", *parts)
+
+
+def load_digits():
+    """Return scikit-learn's 8x8 digits, resized to 28x28, as Data: 1,437 to train on, 360 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
+    images = torch.nn.functional.interpolate(images, size=(28, 28), mode="bilinear")
+    split = train_test_split(
+        normalise(images).numpy(),
+        digits.target,
+        test_size=360,
+        stratify=digits.target,
+        random_state=0,
+    )
+    train_images, test_images, train_labels, test_labels = map(torch.from_numpy, split)
+    return Data("digits", train_images, train_labels, test_images, test_labels)
+
+
+def normalise(images):
+    """Return images whose pixels lie from 0 to 1 as the original notebook normalises them."""
+    return (images - MEAN) / STD
+
+
+def project_folder():
+    """Return the nearest folder, from the working directory up, that holds this project,
+    or the working directory where none does."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        project = folder / "pyproject.toml"
+        if project.is_file() and 'name = "qhelpers"' in project.read_text(encoding="utf-8"):
+            return folder
+    return here
+
+
+def data_folder():
+    """Return the folder that holds MNIST/raw: QHELPERS_DATA, or `data` in the project."""
+    return Path(os.environ.get("QHELPERS_DATA") or project_folder() / "data")
+
+
+def provide_file(raw):
+    """See to it that the MNIST file `raw` is there, whole and unchanged.
+
+    A missing or damaged one is unpacked from the .gz beside it, which is downloaded where
+    it is missing or damaged too. Raises MNISTUnavailable where nothing helps.
+    """
+    if has_md5(raw, RAW_MD5[raw.name]):
+        return
+    packed = raw.with_name(raw.name + ".gz")
+    try:
+        download(packed)
+        unpack(packed, raw)
+    except (OSError, ValueError) as error:
+        state = "is damaged" if raw.exists() else "is missing"
+        raise MNISTUnavailable(
+            f"{raw.name} {state} and could not be downloaded or unpacked ({type(error).__name__})"
+        ) from error
+
+
+def has_md5(path, md5):
+    """Whether there is a file at `path` with this MD5 sum."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == md5
+
+
+def download(packed):
+    """Download the .gz file `packed` from the first mirror that gives it, unless it is there.
+
+    pooch checks the sum, and moves the file into place only when it is whole.
+    Raises OSError or ValueError, the last mirror's, where all fail.
+    """
+    import pooch
+    from torchvision.datasets import MNIST
+
+    md5 = dict(MNIST.resources)[packed.name]
+    downloader = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT)
+    pooch.get_logger().setLevel("ERROR")
+    for number, mirror in enumerate(MNIST.mirrors, 1):
+        try:
+            pooch.retrieve(
+                mirror + packed.name, f"md5:{md5}", packed.name, packed.parent, downloader=downloader
+            )
+            return
+        except (OSError, ValueError):
+            if number == len(MNIST.mirrors):
+                raise
+
+
+def unpack(packed, raw):
+    """Unpack the .gz file `packed` to `raw`, which is there whole or not at all."""
+    part = raw.with_name(f"{raw.name}.{os.getpid()}.part")
+    try:
+        with gzip.open(packed) as file, open(part, "wb") as target:
+            shutil.copyfileobj(file, target)
+        os.replace(part, raw)
+    finally:
+        part.unlink(missing_ok=True)

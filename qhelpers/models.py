@@ -1,0 +1,38 @@
+"""The course's network, and the same network with the stubs that torch.ao asks for."""
+
+import torch
+from torch import nn
+
+
+class VerySimpleNet(nn.Module):
+    """A classifier of 28x28 images: three linear layers, a ReLU after the first two.
+
+    Takes a float tensor of N images, of shape (N, 1, 28, 28) or (N, 784); returns the
+    logits of the ten digits, of shape (N, 10).
+    """
+
+    def __init__(self, hidden_size_1=100, hidden_size_2=100):
+        super().__init__()
+        self.linear1 = nn.Linear(28 * 28, hidden_size_1)
+        self.linear2 = nn.Linear(hidden_size_1, hidden_size_2)
+        self.linear3 = nn.Linear(hidden_size_2, 10)
+        self.relu = nn.ReLU()
+
+    def forward(self, img):
+        x = img.reshape(-1, 28 * 28)
+        x = self.relu(self.linear1(x))
+        x = self.relu(self.linear2(x))
+        return self.linear3(x)
+
+
+class QuantizedVerySimpleNet(VerySimpleNet):
+    """VerySimpleNet between two stubs, which torch.ao's `convert` replaces: the first by a
+    module that quantizes, the second by one that dequantizes."""
+
+    def __init__(self, hidden_size_1=100, hidden_size_2=100):
+        super().__init__(hidden_size_1, hidden_size_2)
+        self.quant = torch.ao.quantization.QuantStub()
+        self.dequant = torch.ao.quantization.DeQuantStub()
+
+    def forward(self, img):
+        return self.dequant(super().forward(self.quant(img)))

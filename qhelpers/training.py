@@ -1,0 +1,139 @@
+"""Training, testing, and training only what was not trained before."""
+
+import hashlib
+import inspect
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from qhelpers.data import project_folder
+
+
+def train(
+    model,
+    data,
+    epochs=1,
+    *,
+    batch_size=64,
+    learning_rate=1e-3,
+    seed=0,
+    total_iterations_limit=None,
+):
+    """Train `model` in place with Adam and cross-entropy; return the loss of each iteration.
+
+    An epoch is as many iterations as one pass through MNIST takes; the order of the images
+    comes from `seed`. `total_iterations_limit`, where given, ends the training sooner.
+    The arithmetic is float64, in which every machine arrives at the same weights; the model
+    that comes out is float32, and in training mode.
+    """
+    iterations = epochs * data.steps_per_epoch(batch_size)
+    if total_iterations_limit is not None:
+        iterations = min(iterations, total_iterations_limit)
+    model.double().train()
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    history, loss_sum = [], 0.0
+    try:
+        with tqdm(total=iterations, desc="Training", unit="batch") as progress:
+            for images, labels in data.batches(batch_size, iterations, seed):
+                optimizer.zero_grad()
+                loss = cross_entropy(model(images.to(device).double()), labels.to(device))
+                loss.backward()
+                optimizer.step()
+                history.append(loss.item())
+                loss_sum += history[-1]
+                progress.set_postfix(loss=f"{loss_sum / len(history):.3f}", refresh=False)
+                progress.update()
+    finally:  # an interrupted model is float32 too
+        model.float()
+    return history
+
+
+@torch.no_grad()
+def test(model, data, total_iterations=None, *, batch_size=1000):
+    """Return the accuracy of `model` on the test images, from 0 to 1.
+
+    `total_iterations`, where given, is how many batches to test, from the first on.
+    Leaves the model in evaluation mode.
+    """
+    images, labels = data.test_images, data.test_labels
+    if total_iterations is not None:
+        images = images[: total_iterations * batch_size]
+    model.eval()
+    device = next(model.parameters(), labels).device
+    predictions = [model(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)]
+    return (torch.cat(predictions) == labels[: len(images)]).double().mean().item()
+
+
+test.__test__ = False  # pytest would take it for a test of its own
+
+
+def train_or_load(model, data, epochs=1, *, batch_size=64, learning_rate=1e-3, seed=0):
+    """Do what `train` does, or load the model that the same call trained before.
+
+    Prints the same lines and returns the same losses either way. The trained model is kept
+    in `build/checkpoints` of the project. A file is taken only if all that decides about
+    the result is as it was: the model and its initial weights, the data set, the arguments,
+    this module's code, and torch's version.
+    """
+    options = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    key = checkpoint_key(model, data, options)
+    name = f"{type(model).__name__}-{data.name}-{key[:12]}.pt"
+    path = project_folder() / "build" / "checkpoints" / name
+    history = load_checkpoint(path, key, model)
+    if history is None:
+        history = train(model, data, **options)
+        save_checkpoint(path, key, model, history)
+    print(
+        f"{type(model).__name__}: {len(history)} iterations, loss {mean(history[:100]):.3f} "
+        f"over the first 100, {mean(history[-100:]):.3f} over the last 100."
+    )
+    return history
+
+
+def mean(numbers):
+    return sum(numbers) / len(numbers)
+
+
+def checkpoint_key(model, data, options):
+    """Return the SHA-256 sum, as text, of all that decides how a training ends."""
+    try:
+        source = inspect.getsource(type(model))
+    except (OSError, TypeError):  # typed into a console
+        source = ""
+    parts = [str(model), source, data.name, options, torch.float64, torch.__version__]
+    digest = hashlib.sha256(repr(parts).encode() + Path(__file__).read_bytes())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_checkpoint(path, key, model):
+    """Load the checkpoint at `path` into `model`; return its losses, or None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+        if checkpoint["key"] != key:
+            raise ValueError("it belongs to another training")
+        model.load_state_dict(checkpoint["state_dict"])
+        return checkpoint["history"]
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        warnings.warn(f"{path.name} can't be used ({error}); training again", stacklevel=3)
+        return None
+
+
+def save_checkpoint(path, key, model, history):
+    """Write the checkpoint to the side, then rename it: half a file never bears its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save({"key": key, "state_dict": model.state_dict(), "history": history}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
