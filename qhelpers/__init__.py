@@ -9,7 +9,7 @@ from qhelpers.affine import (
     symmetric_quantization,
 )
 from qhelpers.data import load_data
-from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet
+from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.size import print_size_of_model
 from qhelpers.torch_ao import choose_engine, silence_known_warnings
 from qhelpers.training import test, train, train_or_load
@@ -19,6 +19,7 @@ __all__ = [
     "VerySimpleNet",
     "asymmetric_dequantize",
     "asymmetric_quantization",
+    "build_model",
     "choose_engine",
     "clamp",
     "load_data",

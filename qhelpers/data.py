@@ -183,7 +183,11 @@ def download(packed):
     for number, mirror in enumerate(MNIST.mirrors, 1):
         try:
             pooch.retrieve(
-                mirror + packed.name, f"md5:{md5}", packed.name, packed.parent, downloader=downloader
+                mirror + packed.name,
+                f"md5:{md5}",
+                packed.name,
+                packed.parent,
+                downloader=downloader,
             )
             return
         except (OSError, ValueError):

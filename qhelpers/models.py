@@ -1,4 +1,4 @@
-"""The course's network, and the same network with the stubs that torch.ao asks for."""
+"""The course's network, the same with torch.ao's stubs, and how to build either from a seed."""
 
 import torch
 from torch import nn
@@ -36,3 +36,17 @@ class QuantizedVerySimpleNet(VerySimpleNet):
 
     def forward(self, img):
         return self.dequant(super().forward(self.quant(img)))
+
+
+def build_model(model_class, seed):
+    """Return a float32 `model_class()` whose initial weights come from `seed`.
+
+    They are drawn in float64 and rounded: drawn in float32, their last bit depends on the CPU.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(seed)
+        return model_class().float()
+    finally:
+        torch.set_default_dtype(dtype)

@@ -1,4 +1,4 @@
-"""What the course needs to run torch.ao.quantization: an engine, and its warnings silenced by name."""
+"""What the course needs to run torch.ao.quantization: an engine, and its warnings silenced."""
 
 import warnings
 

@@ -123,7 +123,14 @@ def load_checkpoint(path, key, model):
             raise ValueError("it belongs to another training")
         model.load_state_dict(checkpoint["state_dict"])
         return checkpoint["history"]
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
         warnings.warn(f"{path.name} can't be used ({error}); training again", stacklevel=3)
         return None
 

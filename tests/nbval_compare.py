@@ -1,0 +1,212 @@
+"""Make nbval compare numbers with a tolerance, figures at all, and say what it compared.
+
+A float may be off by one in its last printed digit, or by X in a cell tagged ``tol-X``;
+an integer must be equal unless X is 1 or more. All else is exact, but where a number
+changed, the spacing in its line or brackets may follow. A figure must be there, and hold
+about as much ink as the committed one.
+
+Cells tagged ``mnist``, ``engine`` or ``timing`` print what is only the same with MNIST, with
+the quantized engine that made the committed outputs, or never. Where it isn't the same they
+run, and are counted, but only their stderr and their figures' presence are compared.
+"""
+
+import base64
+import contextlib
+import functools
+import io
+import os
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+from nbval.plugin import IPyNbCell
+
+from qhelpers import choose_engine, load_data
+from qhelpers.torch_ao import ENGINES
+
+# The kernels inherit these: no progress bars, and numbers that don't depend on the cores.
+os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+NUMBER = re.compile(r"(?<![\w.])([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d)")
+BRACKETS = re.compile(r"[\[(][^][()]*[\])]")
+TOLERANCE_TAG = re.compile(r"tol-(\d+\.?\d*(?:e-?\d+)?)")
+OTHER_TAGS = ("mnist", "engine", "timing", "raises-exception")
+PNG = "iVBORw0KGgo"  # how every PNG begins in base64
+INK_TOLERANCE = 0.1  # a figure's ink may differ by this part of it
+
+
+class Output(str):
+    """A cell's output, equal to another if only close numbers differ."""
+
+    tolerance = None
+    __hash__ = str.__hash__
+
+    def split(self):
+        """The text around the numbers, without its spacing, and the numbers."""
+        text = BRACKETS.sub(lambda found: " ".join(found[0].split()), self)
+        parts = NUMBER.split(text)
+        return [re.sub("[ \t]+", " ", part).strip(" ") for part in parts[::2]], parts[1::2]
+
+    def far(self, other):
+        """The pairs of numbers that are not close."""
+        return [pair for pair in zip(self.split()[1], other.split()[1]) if not self.close(*pair)]
+
+    def close(self, ref, new):
+        allowed = max(last_digit(ref), last_digit(new))
+        if self.tolerance is not None and (allowed or self.tolerance >= 1):
+            allowed = self.tolerance
+        return abs(float(ref) - float(new)) <= allowed * (1 + 1e-6)
+
+    def __eq__(self, other):
+        if str.__eq__(self, other):
+            return True
+        (words, numbers), (new_words, new_numbers) = self.split(), other.split()
+        return words == new_words and numbers != new_numbers and not self.far(other)
+
+    def __ne__(self, other):
+        return not self == other
+
+
+class Figure(str):
+    """A figure as text that says how much ink it holds, equal to another with about as much."""
+
+    __hash__ = str.__hash__
+
+    def __new__(cls, png):
+        figure = super().__new__(cls, f"figure with {ink(png)} inked pixels")
+        figure.ink = ink(png)
+        return figure
+
+    def __eq__(self, other):
+        return abs(self.ink - other.ink) <= INK_TOLERANCE * min(self.ink, other.ink)
+
+    def __ne__(self, other):
+        return not self == other
+
+
+def last_digit(number):
+    """The worth of one in the last printed digit of a float, 0 for an integer."""
+    digits, _, exponent = number.partition("e")
+    if "." not in number and not exponent:
+        return 0
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+
+def ink(png):
+    """The number of pixels that differ from the top left one in a PNG given in base64."""
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), int)
+    return int((abs(pixels - pixels[0, 0]).max(-1) > 16).sum())
+
+
+class ComparedCell(IPyNbCell):
+    """nbval's cell, compared as this module's first lines say."""
+
+    def sanitize(self, text):
+        if isinstance(text, str) and text.startswith(PNG):
+            return Figure(text)
+        text = super().sanitize(text)
+        if isinstance(text, str):
+            text = Output(text)
+            text.tolerance = tolerance(tags(self.cell))
+        return text
+
+    def compare_outputs(self, test, ref, skip_compare=None):
+        if self.why_not is not None:
+            test, ref = [stderr_and_figures(outputs) for outputs in (test, ref)]
+        return super().compare_outputs(test, ref, skip_compare)
+
+    def format_output_compare(self, key, left, right):
+        super().format_output_compare(key, str(left), str(right))
+        if isinstance(left, Output) and left.split()[0] == right.split()[0]:
+            allowed = left.tolerance if left.tolerance is not None else "one in the last digit"
+            self.comparison_traceback += [
+                f"{new} is not within {allowed} of the notebook's {ref}"
+                for ref, new in left.far(right)
+            ]
+
+    def raise_cell_error(self, message, *args, **kwargs):
+        where = f"In [{self.cell.execution_count}] of {self.path.name}"
+        super().raise_cell_error(f"{where}: {message}", *args, **kwargs)
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def tolerance(tags):
+    """X of the tag ``tol-X``, or None."""
+    found = [TOLERANCE_TAG.fullmatch(tag) for tag in tags]
+    return next((float(match[1]) for match in found if match), None)
+
+
+def stderr_and_figures(outputs):
+    """What must be the same where the numbers needn't: stderr, and that each figure has ink."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            kept.append(output)
+        elif "image/png" in output.get("data", {}):
+            state = "drawn" if ink(output["data"]["image/png"]) else "blank"
+            kept.append({"output_type": "display_data", "figure": state})
+    return kept
+
+
+@functools.cache
+def data_name():
+    """The data set that the notebooks find on this machine."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return load_data().name
+
+
+def why_not_compared(tags):
+    """Why the outputs of a cell with these tags can't be the committed ones, or None."""
+    if "timing" in tags:
+        return "it prints timings"
+    if "mnist" in tags and data_name() != "mnist":
+        return f"its numbers are MNIST's, and this machine has the {data_name()}"
+    if "engine" in tags and choose_engine() != ENGINES[0]:
+        return f"its numbers are {ENGINES[0]}'s, and this machine has {choose_engine()}"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not isinstance(item, IPyNbCell):
+            continue
+        for tag in tags(item.cell):
+            if tag not in OTHER_TAGS and not TOLERANCE_TAG.fullmatch(tag):
+                raise pytest.UsageError(
+                    f"{item.nodeid} has the tag {tag!r}; known are tol-X, {', '.join(OTHER_TAGS)}"
+                )
+        item.__class__ = ComparedCell
+        item.why_not = why_not_compared(tags(item.cell))
+        item.parent.skip_compare = tuple(set(item.parent.skip_compare) - {"image/png"})
+        if item.cell.outputs:
+            item.user_properties.append(("notebook cell", item.why_not or "compared"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [
+        report
+        for status in ("passed", "failed", "xfailed", "skipped")
+        for report in terminalreporter.getreports(status)
+        if report.when == "call" or status == "skipped"
+    ]
+    verdicts = [
+        verdict
+        for report in reports
+        for name, verdict in report.user_properties
+        if name == "notebook cell"
+    ]
+    if not verdicts:
+        return
+    compared = verdicts.count("compared")
+    terminalreporter.section("notebook outputs")
+    terminalreporter.line(
+        f"{len(verdicts)} cells print something: {compared} were compared with the committed "
+        f"outputs, {len(verdicts) - compared} ran without being compared."
+    )
+    for reason in sorted(set(verdicts) - {"compared"}):
+        terminalreporter.line(f"  {verdicts.count(reason)} not compared: {reason}")

@@ -1,0 +1,127 @@
+"""Execute the notebooks: `run` writes them to build/, `refresh` writes their outputs in place."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+# In the kernels: no progress bars among the outputs, and numbers that don't depend on the cores.
+KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+CELL_TIMEOUT = 600  # seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["run", "refresh"])
+    parser.add_argument("notebook", nargs="?", default="", help="how the file's name begins: 03")
+    arguments = parser.parse_args()
+    paths = sorted((ROOT / "notebooks").glob(f"{arguments.notebook}*.ipynb"))
+    if not paths:
+        sys.exit(f"No notebook's name begins with {arguments.notebook!r}.")
+    rows = [process(path, refresh=arguments.command == "refresh") for path in paths]
+    print(f"\n{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict")
+    for name, cells, seconds, verdict in rows:
+        print(f"{name:<36}{cells:>6}{seconds:>9.1f}  {verdict}")
+    if any(verdict != "ok" for *_, verdict in rows):
+        sys.exit(1)
+
+
+def process(path, refresh):
+    """Execute a notebook and write it; return its row of the table."""
+    started = time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    failure = execute(notebook, path.name, refresh)
+    if not refresh:
+        write_to_build(notebook, path.stem)
+    elif failure is None:
+        normalise(notebook)
+        replace(path, nbformat.writes(notebook) + "\n")
+    if failure is not None:
+        print(f"\n{path.name}: {failure}\n", file=sys.stderr)
+    seconds = time.perf_counter() - started
+    return path.name, len(code_cells(notebook)), seconds, "failed" if failure else "ok"
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def execute(notebook, name, refresh):
+    """Execute the notebook in place; return what went wrong as text, or None."""
+    cells = code_cells(notebook)
+    for cell in cells:
+        cell.outputs, cell.execution_count = [], None
+    running = {"cell": None}  # for the report
+
+    def starts(cell, cell_index):
+        running["cell"] = cell
+
+    with tqdm(total=len(cells), desc=name, unit="cell") as progress:
+
+        def ends(cell, cell_index, execute_reply):
+            progress.update()
+
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            coalesce_streams=True,
+            extra_arguments=["--log-level=40"],  # errors: the kernel's log is not the notebook's
+            resources={"metadata": {"path": str(ROOT / "notebooks")}},
+            on_cell_execute=starts,
+            on_cell_executed=ends,
+        )
+        environment = os.environ | KERNEL_ENVIRONMENT
+        if refresh:
+            environment["QHELPERS_DATASET"] = "mnist"  # the committed numbers are MNIST's
+        try:
+            client.execute(env=environment)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            number = cells.index(running["cell"]) + 1
+            return f"code cell {number} raised.\n\n{running['cell'].source}\n\n{error}"
+    return None
+
+
+def write_to_build(notebook, stem):
+    """Write the executed notebook, and a page with its pictures, to build/."""
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(
+        notebook, resources={"metadata": {"name": stem, "path": str(ROOT / "notebooks")}}
+    )
+    replace(ROOT / "build" / f"{stem}.ipynb", nbformat.writes(notebook) + "\n")
+    replace(ROOT / "build" / f"{stem}.html", page)
+
+
+def normalise(notebook):
+    """Drop all metadata that differs from machine to machine."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {
+                "display_name": "Python 3 (ipykernel)",
+                "language": "python",
+                "name": "python3",
+            },
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata = {key: cell.metadata[key] for key in cell.metadata if key == "tags"}
+
+
+def replace(path, text):
+    """Write `text` to `path`, which is whole at every moment."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    main()
