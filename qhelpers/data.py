@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -44,17 +45,20 @@ class Data:
         return -(-MNIST_TRAINING_IMAGES // batch_size)
 
     def batches(self, batch_size, steps, seed=0):
-        """Yield `steps` pairs (images, labels) of training data.
+        """Return an iterator over `steps` pairs (images, labels) of training data.
 
         The images come in an order shuffled from `seed`, anew in each pass through them.
         The last batch of a pass may be smaller than `batch_size`.
         """
+        return itertools.islice(self._endless_batches(batch_size, seed), steps)
+
+    def _endless_batches(self, batch_size, seed):
         generator = torch.Generator().manual_seed(seed)
-        while steps > 0:
+        while True:
             order = torch.randperm(len(self.train_images), generator=generator)
-            for chosen in order.split(batch_size)[:steps]:
-                yield self.train_images[chosen], self.train_labels[chosen]
-                steps -= 1
+            for part in order.split(100 * batch_size):  # picking one batch at a time is slower
+                images, labels = self.train_images[part], self.train_labels[part]
+                yield from zip(images.split(batch_size), labels.split(batch_size))
 
 
 def load_data():
@@ -102,7 +106,7 @@ def load_mnist():
 
 
 def load_digits():
-    """Return scikit-learn's 8x8 digits, resized to 28x28, as Data: 1,437 to train on, 360 to test."""
+    """Return scikit-learn's 8x8 digits, resized to 28x28: 1,437 to train on, 360 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

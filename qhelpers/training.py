@@ -41,7 +41,7 @@ def train(
     try:
         with tqdm(total=iterations, desc="Training", unit="batch") as progress:
             for images, labels in data.batches(batch_size, iterations, seed):
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss = cross_entropy(model(images.to(device).double()), labels.to(device))
                 loss.backward()
                 optimizer.step()
