@@ -17,6 +17,7 @@ import io
 import os
 import re
 
+import nbformat
 import numpy as np
 import PIL.Image
 import pytest
@@ -149,7 +150,7 @@ def stderr_and_figures(outputs):
             kept.append(output)
         elif "image/png" in output.get("data", {}):
             state = "drawn" if ink(output["data"]["image/png"]) else "blank"
-            kept.append({"output_type": "display_data", "figure": state})
+            kept.append(nbformat.from_dict({"output_type": "display_data", "figure": state}))
     return kept
 
 
