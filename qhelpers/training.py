@@ -119,20 +119,15 @@ def load_checkpoint(path, key, model):
         return None
     try:
         checkpoint = torch.load(path, weights_only=True)
-        if checkpoint["key"] != key:
-            raise ValueError("it belongs to another training")
-        model.load_state_dict(checkpoint["state_dict"])
-        return checkpoint["history"]
-    except (
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
-        warnings.warn(f"{path.name} can't be used ({error}); training again", stacklevel=3)
-        return None
+        history, state = checkpoint["history"], checkpoint["state_dict"]
+        if checkpoint["key"] == key:
+            model.load_state_dict(state)
+            return history
+        reason = "belongs to another training"
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        reason = "is damaged"
+    warnings.warn(f"{path} {reason}; training again", stacklevel=3)
+    return None
 
 
 def save_checkpoint(path, key, model, history):

@@ -1,0 +1,182 @@
+"""qhelpers.training, models and size: against plain loops, and what is never loaded."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qhelpers
+from qhelpers import VerySimpleNet, build_model, test, train, train_or_load, training
+from qhelpers.data import load_digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory where checkpoints can be kept."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "build" / "checkpoints"
+
+
+def net(seed=0):
+    return build_model(VerySimpleNet, seed)
+
+
+def same(model, other):
+    return all(
+        torch.equal(weight, other.state_dict()[name]) for name, weight in model.state_dict().items()
+    )
+
+
+def test_train_is_a_plain_loop_in_float64(digits):
+    model, by_hand = net(), net().double()
+    history = train(model, digits, batch_size=32, seed=5, total_iterations_limit=50)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
+    losses = []
+    for images, labels in digits.batches(32, 50, seed=5):
+        loss = nn.functional.cross_entropy(by_hand(images.double()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert history == pytest.approx(losses, rel=1e-9)
+    assert model.linear1.weight.dtype == torch.float32
+    for name, weight in by_hand.state_dict().items():
+        assert torch.allclose(model.state_dict()[name].double(), weight, atol=1e-7)
+
+
+def test_train_learns_and_counts_its_iterations(digits):
+    model = net()
+    history = train(model, digits, epochs=2, total_iterations_limit=300)
+    assert len(history) == 300
+    assert sum(history[-50:]) < sum(history[:50]) / 4
+    assert test(model, digits) > 0.9
+    assert len(train(net(), digits, batch_size=6000)) == 10  # as MNIST's 60,000
+
+
+def test_an_interrupted_training_hands_back_float32(digits, monkeypatch):
+    monkeypatch.setattr(training, "cross_entropy", lambda *_: 1 / 0)
+    model = net()
+    with pytest.raises(ZeroDivisionError):
+        train(model, digits)
+    assert model.linear1.weight.dtype == torch.float32
+
+
+def test_test_counts_as_a_loop_does(digits):
+    model = net()
+    correct = [model(image).argmax() == label for image, label in
+               zip(digits.test_images, digits.test_labels)]  # fmt: skip
+    assert test(model, digits) == sum(correct).item() / 360
+    assert test(model, digits, 2, batch_size=50) == sum(correct[:100]).item() / 100
+    assert not model.training
+
+
+def test_progress_bar_honours_tqdm_disable(digits, capsys, monkeypatch):
+    train(net(), digits, total_iterations_limit=3)
+    assert capsys.readouterr().err == ""  # the tests set TQDM_DISABLE
+
+
+def test_train_or_load_says_and_returns_the_same_either_way(digits, project, capsys, monkeypatch):
+    trained, loaded = net(), net()
+    history = train_or_load(trained, digits, batch_size=600)
+    said = capsys.readouterr()
+    monkeypatch.setattr(training, "train", None)  # a call would raise
+    assert train_or_load(loaded, digits, batch_size=600) == history
+    assert capsys.readouterr() == said
+    assert said.out.startswith("VerySimpleNet: 100 iterations, loss ") and said.err == ""
+    assert same(trained, loaded) and loaded.training == trained.training
+    assert [path.suffix for path in project.iterdir()] == [".pt"]
+
+
+class Deeper(VerySimpleNet):
+    def forward(self, img):
+        return super().forward(img) * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"epochs": 2},
+        {"learning_rate": 1e-4},
+        {"batch_size": 1200},
+        {"model": net(seed=1)},
+        {"model": VerySimpleNet(50, 100)},
+        {"model": build_model(Deeper, 0)},
+    ],
+)
+def test_another_training_is_never_taken(digits, project, change):
+    train_or_load(net(), digits, batch_size=600)
+    options = {"batch_size": 600} | change
+    model = options.pop("model", net())
+    train_or_load(model, digits, **options)
+    assert len(list(project.iterdir())) == 2
+
+
+def test_another_torch_or_data_set_is_never_taken(digits, project, monkeypatch):
+    train_or_load(net(), digits, batch_size=600)
+    other = copy.copy(digits)
+    object.__setattr__(other, "name", "mnist")
+    train_or_load(net(), other, batch_size=600)
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    train_or_load(net(), digits, batch_size=600)
+    assert len(list(project.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "is damaged"),
+        (b"nonsense", "is damaged"),
+        ("truncated", "is damaged"),
+        ("renamed", "belongs to another training"),
+    ],
+)
+def test_a_bad_checkpoint_is_refused_and_trained_again(digits, project, content, reason):
+    model = net()
+    train_or_load(model, digits, batch_size=600)
+    (path,) = project.iterdir()
+    if content == "renamed":  # a whole checkpoint, of another training, under this name
+        train_or_load(net(), digits, batch_size=600, seed=1)
+        content = next(other for other in project.iterdir() if other != path).read_bytes()
+    elif content == "truncated":
+        content = path.read_bytes()[:-100]
+    path.write_bytes(content)
+    again = net()
+    with pytest.warns(UserWarning, match=f"{path.name} {reason}; training again"):
+        train_or_load(again, digits, batch_size=600)
+    assert same(model, again)
+
+
+def test_half_a_checkpoint_never_bears_its_name(digits, project, monkeypatch):
+    def breaks(content, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", breaks)
+    with pytest.raises(OSError, match="disk full"):
+        train_or_load(net(), digits, batch_size=600)
+    assert list(project.iterdir()) == []
+
+
+def test_build_model_depends_on_the_seed_alone():
+    assert same(net(0), net(0)) and not same(net(0), net(1))
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_stubs_change_nothing(digits):
+    model = net()
+    stubbed = qhelpers.QuantizedVerySimpleNet()
+    stubbed.load_state_dict(model.state_dict())
+    assert torch.equal(stubbed(digits.test_images), model(digits.test_images))
+
+
+def test_print_size_of_model(capsys):
+    qhelpers.print_size_of_model(net())
+    size = float(capsys.readouterr().out.removeprefix("Size (KB): "))
+    assert 4 * 89.610 < size < 4 * 89.610 + 5  # four bytes a parameter, and the container
