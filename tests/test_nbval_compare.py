@@ -1,0 +1,186 @@
+"""The comparison of outputs: what it lets pass, what it doesn't, and what it says."""
+
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from qhelpers.data import data_folder
+from tests.nbval_compare import Output, data_name
+
+ROOT = Path(__file__).parent.parent
+
+
+def output(text, tolerance=None):
+    text = Output(text)
+    text.tolerance = None if tolerance is None else Decimal(str(tolerance))
+    return text
+
+
+@pytest.mark.parametrize(
+    "ref, new, tolerance",
+    [
+        ("0.960", "0.961", None),
+        ("96.00%", "95.99%", None),
+        ("scale 1.5e-05", "scale 1.6e-05", None),
+        ("-0.4242129", "-0.4242", 0.001),
+        ("100 images", "103 images", 5),
+        ("[0.1  0.25]", "[0.1   0.3]", 0.1),
+        ("tensor([ 9.99, 1.00])", "tensor([10.00, 1.00])", None),
+    ],
+)
+def test_close_numbers_are_equal(ref, new, tolerance):
+    assert output(ref, tolerance) == output(new, tolerance)
+
+
+@pytest.mark.parametrize(
+    "ref, new, tolerance",
+    [
+        ("0.960", "0.962", None),
+        ("96.00%", "95.98%", None),
+        ("100 images", "101 images", None),
+        ("100 images", "101 images", 0.5),
+        ("accuracy 0.96", "Accuracy 0.96", None),
+        ("one\ntwo", "one", None),
+        ("0.5 0.5", "0.5", None),
+        ("nan", "0.5", None),
+        ("x1", "x2", None),
+    ],
+)
+def test_all_else_is_not(ref, new, tolerance):
+    assert output(ref, tolerance) != output(new, tolerance)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 6), st.integers(-20, 20))
+def test_one_unit_in_the_last_place_and_no_more(number, digits, units):
+    printed = f"{number:.{digits}f}"
+    moved = f"{float(printed) + units * 10.0**-digits:.{digits}f}"
+    apart = abs(Decimal(moved) - Decimal(printed)) * 10**digits
+    assert (Output(printed) == Output(moved)) == (apart <= 1)
+
+
+def nbval(path, **environment):
+    """Run nbval over one notebook as `make test` does; return its exit code and what it said."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--numprocesses=0", path],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return run.returncode, run.stdout
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a notebook whose cells have these (source, outputs, tags); return its path."""
+
+    def write(*cells):
+        nodes = [
+            new_code_cell(source, outputs=outputs, execution_count=n, metadata={"tags": tags})
+            for n, (source, outputs, tags) in enumerate(cells, 1)
+        ]
+        path = tmp_path / "small.ipynb"
+        nbformat.write(new_notebook(cells=nodes), path)
+        return path
+
+    return write
+
+
+def stdout(text):
+    return [new_output("stream", name="stdout", text=text)]
+
+
+def figure(path=ROOT / "notebooks" / "01_math_basics.ipynb"):
+    """The first figure of a notebook, as an output."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for found in cell.get("outputs", []):
+            if "image/png" in found.get("data", {}):
+                return found
+
+
+DRAW = "import matplotlib.pyplot as plt\nplt.figure(figsize=(8, 3.2))\n"
+
+
+def test_small_notebook(write):
+    code, said = nbval(
+        write(
+            ("print(0.961)", stdout("0.960\n"), []),
+            ("print(5)", stdout("7\n"), ["tol-2"]),
+            ("print(123.4)", stdout("5.6\n"), ["timing"]),
+            ("x = 1", [], []),
+        )
+    )
+    assert code == 0, said
+    assert "3 cells print something: 2 were compared with the committed outputs, 1 ran" in said
+    assert "1 not compared: it prints timings" in said
+
+
+def test_each_difference_fails_and_says_where(write):
+    blank = [new_output("display_data", {"text/plain": "<Figure size 800x320 with 0 Axes>"})]
+    code, said = nbval(
+        write(
+            ("print(0.962)", stdout("0.960\n"), []),
+            ("import sys\nprint('careful', file=sys.stderr)", [], []),
+            ("import sys\nprint('careful', file=sys.stderr)", stdout("5\n"), ["timing"]),
+            (DRAW + "plt.close()", [figure()], []),
+            (DRAW + "plt.axis('off')\nplt.show()", [figure()], []),
+            (DRAW + "plt.plot([1, 2])\nplt.show()", blank, []),
+            ("1 / 0", [], []),
+        )
+    )
+    assert code == 1
+    assert "7 failed" in said
+    assert "In [1] of small.ipynb: Cell outputs differ" in said
+    assert "0.962 is not within one in the last digit of the notebook's 0.960" in said
+    assert said.count("Unexpected output fields from running code: {'stderr'}") == 2
+    assert "figure with 0 inked pixels" in said
+    assert "Unexpected output fields from running code: {'image/png'}" in said
+    assert "In [7] of small.ipynb: Cell execution caused an exception" in said
+
+
+def test_a_misspelled_tag_fails(write):
+    wrong = ("tol-", "tol-x", "tolerance-1", "mnits", "nbval-skip")
+    code, said = nbval(write(*(("print(1)", stdout("1\n"), [tag]) for tag in wrong)))
+    assert code == 1 and "5 failed" in said
+    for tag in wrong:
+        assert f"tag '{tag}'; known are tol-X" in said
+
+
+def test_other_data_and_engines_are_run_and_counted(write):
+    path = write(
+        ("print(1.5)", stdout("99.9\n"), ["mnist"]),
+        ("print(1.5)", stdout("1.5\n"), []),
+    )
+    code, said = nbval(path, QHELPERS_DATASET="digits")
+    assert code == 0, said
+    assert "2 cells print something: 1 were compared" in said
+    assert "1 not compared: its numbers are MNIST's, and this machine has the digits" in said
+
+
+@pytest.mark.skipif(data_name() != "mnist", reason="accuracies are compared on MNIST only")
+def test_a_changed_accuracy_word_or_row_in_a_notebook_fails(tmp_path):
+    path = tmp_path / "03_post_training_quantization.ipynb"
+    notebook = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
+
+    def change(old, new):
+        """Change a text that one output holds; return the cell's number."""
+        for cell in notebook.cells:
+            for found in cell.get("outputs", []):
+                if old in found.get("text", ""):
+                    found.text = found.text.replace(old, new)
+                    return cell.execution_count
+
+    accuracy = change("Accuracy: 96.00%\n", "Accuracy: 96.02%\n")
+    word = change("half a step", "half a stair")
+    row = change("torch.float32\n", "")
+    nbformat.write(notebook, path)
+    code, said = nbval(path, QHELPERS_DATA=str(data_folder().resolve()))
+    assert code == 1 and "3 failed" in said
+    for number in (accuracy, word, row):
+        assert f"In [{number}] of {path.name}: Cell outputs differ" in said
+    assert "96.00 is not within one in the last digit of the notebook's 96.02" in said

@@ -1,0 +1,149 @@
+"""What nbval passes over: cells that were never run, figures, paths, badges, and what all share."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.nbval_compare import Output, ink
+from tools.badges import FORMS, pattern, place, written
+
+ROOT = Path(__file__).parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# An absolute path of somebody's machine, or a package's file in it.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|Users|root|tmp|work|opt|usr|private|mnt)/|[A-Z]:\\|site-packages"
+)
+MOST_BYTES = 1_500_000
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def faults(notebook):
+    """What is wrong with the stored outputs, a line each."""
+    cells = code_cells(notebook)
+    found = []
+    counts = [cell.execution_count for cell in cells]
+    if counts != list(range(1, len(cells) + 1)):
+        found.append(f"the cells were not run in order, each once: {counts}")
+    for number, cell in enumerate(cells, 1):
+        figures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        if ("plt.show()" in cell.source) != bool(figures):
+            found.append(f"In [{number}] calls plt.show() and has no figure, or the reverse")
+        found += [f"In [{number}] has a blank figure" for png in figures if ink(png) == 0]
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.append(f"In [{number}] holds an error: {output.ename}")
+            if output.get("name") == "stderr":
+                found.append(f"In [{number}] wrote to stderr: {output.text!r}")
+            text = output.get("text", "") or str(output.get("data", {}).get("text/plain", ""))
+            if MACHINE_PATH.search(text):
+                found.append(f"In [{number}] shows a path of a machine: {text!r}")
+    return found
+
+
+def test_there_are_notebooks():
+    assert [path.stem[:2] for path in PATHS] == ["01", "02", "03", "04"]
+
+
+def test_stored_outputs_are_whole(notebook):
+    assert faults(notebook) == []
+
+
+SPOIL = {
+    "never run": lambda cell: cell.update(execution_count=None),
+    "out of order": lambda cell: cell.update(execution_count=99),
+    "an error": lambda cell: cell.outputs.append(nbformat.v4.new_output("error", ename="E")),
+    "stderr": lambda cell: cell.outputs.append(
+        nbformat.v4.new_output("stream", name="stderr", text="a warning")
+    ),
+    "a path": lambda cell: cell.outputs.append(
+        nbformat.v4.new_output("stream", name="stdout", text="in /home/somebody/quant.py")
+    ),
+    "no figure": lambda cell: cell.update(outputs=[]),
+    "a blank figure": lambda cell: cell.outputs[0].data.update({"image/png": BLANK_PNG}),
+}
+# A white PNG of one pixel.
+BLANK_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
+)
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_each_fault_is_found(spoil):
+    notebook = nbformat.read(PATHS[0], as_version=4)
+    drawing = next(cell for cell in code_cells(notebook) if "plt.show()" in cell.source)
+    SPOIL[spoil](drawing)
+    assert len(faults(notebook)) == 1
+
+
+def test_metadata_is_normalised(notebook, path):
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.language_info == {"name": "python"}
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert path.stat().st_size < MOST_BYTES
+
+
+def test_badges_lead_to_this_notebook(notebook, path):
+    opening = notebook.cells[0].source
+    colab, binder = [written(form, *place(ROOT)) for form in FORMS if form.startswith("https://")][
+        :2
+    ]
+    assert f"]({colab}{path.name})" in opening
+    assert f"]({binder}lab/tree/notebooks/{path.name})" in opening
+
+
+def test_the_set_up_cell_and_the_symbols_are_the_same_everywhere():
+    notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
+    for shared in (
+        [code_cells(notebook)[0].source for notebook in notebooks],
+        [notebook.cells[2].source for notebook in notebooks],
+    ):
+        assert len(set(shared)) == 1
+    assert "pip" in code_cells(notebooks[0])[0].source
+    assert notebooks[0].cells[2].source.startswith("## Symbols")
+
+
+def test_every_address_is_the_one_in_pyproject():
+    repo, branch = place(ROOT)
+    texts = [nbformat.writes(nbformat.read(path, as_version=4)) for path in PATHS]
+    texts += [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml")]
+    found = [match[0] for text in texts for form in FORMS for match in pattern(form).finditer(text)]
+    expected = {written(form, repo, branch) for form in FORMS}
+    assert len(found) > 3 * len(PATHS) and set(found) <= expected
+
+
+def accuracies(path):
+    """The outputs of a notebook that print an accuracy, with its place in the text."""
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        for output in cell.outputs:
+            for found in re.finditer(r"\d+\.\d+(?=%)", output.get("text", "")):
+                yield output.text, found.start(), found[0]
+
+
+def test_any_changed_digit_of_an_accuracy_is_seen():
+    """A digit before the last, changed by any amount; the last, changed by two or more."""
+    seen = 0
+    for path in PATHS:
+        for text, start, number in accuracies(path):
+            for place_, digit in enumerate(number):
+                for other in set("0123456789") - {digit} if digit != "." else ():
+                    if place_ == len(number) - 1 and abs(int(digit) - int(other)) < 2:
+                        continue
+                    at = start + place_
+                    assert Output(text[:at] + other + text[at + 1 :]) != Output(text)
+                    seen += 1
+    assert seen > 200
