@@ -1,0 +1,263 @@
+"""The files around the code: versions that agree, badges, the set-up cell, make, and CI's file."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import tools.badges as badges
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+RANGES = {
+    canonicalize_name(requirement.name): requirement
+    for requirement in map(Requirement, PROJECT["dependencies"] + EXTRAS["dev"])
+}
+
+
+def pins():
+    """The versions in constraints.txt, by name."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for requirement in requirements:
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"not exact: {requirement}"
+    return {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in requirements}
+
+
+def test_every_range_admits_its_pin():
+    for name, requirement in RANGES.items():
+        assert requirement.specifier.contains(pins()[name]), f"{requirement}, pinned {pins()[name]}"
+
+
+PLATFORMS = [
+    {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
+    {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix"},
+    {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt"},
+]
+
+
+def requirements_of(name):
+    """The names of what a package requires on some platform, where it is installed here."""
+    try:
+        requirements = map(Requirement, importlib.metadata.requires(name) or [])
+    except importlib.metadata.PackageNotFoundError:  # needed on another platform only
+        return
+    for needed in requirements:
+        environments = [platform | {"extra": ""} for platform in PLATFORMS]
+        if needed.marker is None or any(map(needed.marker.evaluate, environments)):
+            yield canonicalize_name(needed.name)
+
+
+def test_every_package_that_is_needed_is_pinned():
+    """Follows the requirements of the requirements, but for PyTorch's own CUDA libraries."""
+    waiting, seen = set(RANGES), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        if not re.match("nvidia|cuda|triton", name):
+            assert name in pins(), f"{name} is needed and not in constraints.txt"
+            waiting |= set(requirements_of(name)) - seen
+
+
+def test_conda_builds_the_pinned_versions():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *conda, with_pip = environment["dependencies"]
+    assert with_pip["pip"] == [
+        "--extra-index-url https://download.pytorch.org/whl/cpu",
+        "--constraint constraints.txt",
+        "--editable .[dev]",
+    ]
+    assert [entry.partition("=")[0] for entry in conda] == ["python", "pip"]
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(
+        conda[0].partition("=")[2]
+    )
+
+
+def test_ci_runs_the_oldest_torch_that_is_admitted():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    for name in ("torch", "torchvision"):
+        oldest = re.search(r">=([\d.]+)", str(RANGES[name].specifier))[1]
+        assert f'"{name}=={oldest}.*"' in workflow
+
+
+def test_the_workflow_fits_github_s_schema():
+    run = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows",
+         ".github/workflows/ci.yml"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_public_names_are_there():
+    import qhelpers
+
+    assert sorted(qhelpers.__all__) == qhelpers.__all__
+    assert all(callable(getattr(qhelpers, name)) for name in qhelpers.__all__)
+    assert find_spec("qhelpers.affine") is not None
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project's files that name its address."""
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks",
+                    ignore=shutil.ignore_patterns(".*"))  # fmt: skip
+    return tmp_path
+
+
+def contents(folder):
+    return {path: path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()}
+
+
+def test_badges_move_to_a_fork_and_back(copy):
+    before = contents(copy)
+    home = badges.place(copy)
+    changed = list(badges.changed_files(copy, "some-one/fork.of-it", "wip/new"))
+    assert len(changed) == len(before)  # every file names the address
+    assert badges.place(copy) == ("some-one/fork.of-it", "wip/new")
+    for text in contents(copy).values():
+        assert home[0] not in text
+    binder = "mybinder.org/v2/gh/some-one/fork.of-it/wip%2Fnew?urlpath="
+    assert binder in contents(copy)[copy / "README.md"]
+    assert list(badges.changed_files(copy, "some-one/fork.of-it", "wip/new")) == []
+    list(badges.changed_files(copy, *home))
+    assert contents(copy) == before
+
+
+def test_badges_leave_other_people_s_addresses_alone(copy):
+    list(badges.changed_files(copy, "a/b", "c"))
+    assert "https://github.com/hkproj/quantization-notes" in contents(copy)[copy / "README.md"]
+
+
+def set_up_cell():
+    first = nbformat.read(next((ROOT / "notebooks").glob("01*.ipynb")), as_version=4)
+    return next(cell.source for cell in first.cells if cell.cell_type == "code")
+
+
+def run_set_up(monkeypatch, folder, present, needed):
+    """Run the set-up cell with these packages present; return pip's arguments, call by call."""
+
+    class Package:
+        def __init__(self, name, version):
+            self.name, self.version = name, version
+
+    calls = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        importlib.metadata, "distributions", lambda: [Package(*item) for item in present.items()]
+    )
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(subprocess, "run", lambda args, check: calls.append(args))
+    exec(set_up_cell(), {})
+    assert all(call[:5] == [sys.executable, "-m", "pip", "install", "--quiet"] for call in calls)
+    return [[str(argument) for argument in call[5:]] for call in calls]
+
+
+def test_set_up_pins_what_is_there_and_adds_what_is_missing(monkeypatch, tmp_path):
+    """Even where what is there is outside our ranges: Colab's torch stays Colab's."""
+    present = {"torch": "2.0.0+cu118", "numpy": "1.26.4"}
+    needed = ["numpy>=2", "pooch>=1.8", "torch<2.16,>=2.10", 'pytest>=8; extra == "dev"']
+    calls = run_set_up(monkeypatch, tmp_path, present, needed)
+    repo, branch = badges.place(ROOT)
+    assert calls == [
+        ["--no-deps", f"git+https://github.com/{repo}@{branch}"],
+        ["numpy==1.26.4", "pooch", "torch==2.0.0+cu118"],
+    ]
+
+
+def test_set_up_takes_the_checkout_it_stands_in(monkeypatch):
+    calls = run_set_up(monkeypatch, ROOT / "notebooks", {}, [])
+    assert calls[0] == ["--no-deps", str(ROOT)]
+
+
+def test_set_up_does_nothing_where_the_course_is_installed(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)  # a call would raise
+    exec(set_up_cell(), {})
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+
+
+def make(folder, *arguments):
+    run = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    return run.returncode, run.stdout
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A folder with the Makefile and no environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_make
+@pytest.mark.parametrize(
+    "python, message",
+    [
+        ("exit 1", "Python 3.11 or newer is needed"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "has no venv module: install it"),
+    ],
+)
+def test_a_python_that_will_not_do_is_named_in_one_line(fresh, python, message):
+    code, said = make(fresh, "setup", f"PYTHON={script(fresh / 'python', python)}")
+    assert code != 0
+    assert said.count("\n") == 1 and message in said
+    assert not (fresh / ".venv").exists()
+
+
+@needs_make
+def test_the_environment_is_made_once_and_again_when_it_is_stale(fresh):
+    """A stand-in for Python notes how it is called and makes a .venv that holds itself."""
+    python = script(
+        fresh / "python",
+        f'echo "$@" >> {fresh}/calls\n'
+        f'case "$2" in venv) mkdir -p .venv/bin && cp {fresh}/python .venv/bin/python;;\n'
+        f'print*) exec {sys.executable} "$@";; esac',
+    )
+
+    def calls():
+        before = (fresh / "calls").read_text() if (fresh / "calls").exists() else ""
+        code, _ = make(fresh, "setup", f"PYTHON={python}", "TORCH=cpu")
+        assert code == 0
+        return (fresh / "calls").read_text().removeprefix(before)
+
+    first = calls()
+    assert "-m venv .venv" in first
+    assert "pip install -c constraints.txt --extra-index-url" in first
+    assert "pip" not in calls()  # current: reused
+    later = (fresh / ".venv" / "ready").stat().st_mtime + 10
+    os.utime(fresh / "constraints.txt", (later, later))
+    assert "pip install" in calls()  # the pins changed
+    os.utime(fresh / "constraints.txt", (0, 0))
+    (fresh / ".venv" / "ready").write_text("/another/folder")
+    assert "pip install" in calls()  # it was moved
+
+
+@needs_make
+def test_make_refuses_what_it_does_not_know(fresh):
+    for arguments in (["setup", "TORCH=gpu"], ["test", "NB=77"]):
+        run = subprocess.run(["make", "-n", *arguments], cwd=fresh, capture_output=True, text=True)
+        assert run.returncode != 0
+        assert arguments[1].partition("=")[2] in run.stderr
