@@ -27,7 +27,9 @@ def write(project, stem, *sources):
     cells = [new_markdown_cell("# Title"), *map(new_code_cell, sources)]
     cells[1].metadata["execution"] = {"when": "yesterday"}
     cells[1].metadata["tags"] = ["timing"]
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "mine", "display_name": "Mine"}})
+    notebook = new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "mine", "display_name": "Mine"}}
+    )
     nbformat.write(notebook, project / "notebooks" / f"{stem}.ipynb")
 
 
