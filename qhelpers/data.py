@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import itertools
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, black 0 to white 1
 MNIST_TRAINING_IMAGES = 60_000
 DOWNLOAD_TIMEOUT = 10  # seconds without a byte from a mirror before the next is asked
+CHUNK = 2**20  # bytes
 RAW_MD5 = {  # torchvision knows the sums of the .gz files, but not of what is inside
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -175,24 +175,21 @@ def has_md5(path, md5):
 def download(packed):
     """Download the .gz file `packed` from the first mirror that gives it, unless it is there.
 
-    pooch checks the sum, and moves the file into place only when it is whole.
     Raises OSError or ValueError, the last mirror's, where all fail.
     """
-    import pooch
+    import requests
     from torchvision.datasets import MNIST
 
     md5 = dict(MNIST.resources)[packed.name]
-    downloader = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT)
-    pooch.get_logger().setLevel("ERROR")
+    if has_md5(packed, md5):
+        return
     for number, mirror in enumerate(MNIST.mirrors, 1):
         try:
-            pooch.retrieve(
-                mirror + packed.name,
-                f"md5:{md5}",
-                packed.name,
-                packed.parent,
-                downloader=downloader,
-            )
+            with requests.get(
+                mirror + packed.name, stream=True, timeout=DOWNLOAD_TIMEOUT
+            ) as answer:
+                answer.raise_for_status()
+                write_whole(answer.iter_content(CHUNK), packed, md5)
             return
         except (OSError, ValueError):
             if number == len(MNIST.mirrors):
@@ -200,11 +197,20 @@ def download(packed):
 
 
 def unpack(packed, raw):
-    """Unpack the .gz file `packed` to `raw`, which is there whole or not at all."""
-    part = raw.with_name(f"{raw.name}.{os.getpid()}.part")
+    """Unpack the .gz file `packed` to `raw`."""
+    with gzip.open(packed) as file:
+        write_whole(iter(lambda: file.read(CHUNK), b""), raw, RAW_MD5[raw.name])
+
+
+def write_whole(chunks, path, md5):
+    """Write the chunks of bytes to `path`, which gets all of them, with this MD5 sum, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with gzip.open(packed) as file, open(part, "wb") as target:
-            shutil.copyfileobj(file, target)
-        os.replace(part, raw)
+        with open(part, "wb") as file:
+            file.writelines(chunks)
+        if not has_md5(part, md5):
+            raise ValueError(f"{path.name} has the wrong MD5 sum")
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

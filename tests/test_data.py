@@ -4,6 +4,7 @@ A tiny MNIST of the real format, served by a server on this machine, stands in f
 one, so that these tests need neither the network nor MNIST.
 """
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -75,11 +76,23 @@ def offline(monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", [NOWHERE])
 
 
-@pytest.fixture
-def hanging():
-    """The address of a server that accepts connections and never says a word."""
+@pytest.fixture(params=[b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"])
+def hanging(request):
+    """The address of a server that says nothing, or half of what it promised, and then hangs."""
+    connections = []
+
+    def answer():
+        with contextlib.suppress(OSError):  # the server was closed
+            while True:
+                connection, _ = server.accept()
+                connections.append(connection)
+                connection.sendall(request.param)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+    for connection in connections:
+        connection.close()
 
 
 def assert_repaired(raw):
@@ -194,13 +207,12 @@ def test_another_value_is_refused(monkeypatch):
         load_data()
 
 
-def test_half_an_unpacked_file_never_bears_its_name(raw, monkeypatch):
-    def breaks(source, target):
-        target.write(b"half")
+def test_half_a_file_never_bears_its_name(raw, monkeypatch):
+    def breaks(part, path):
         raise OSError("disk full")
 
     (raw / RAW[0]).unlink()
-    monkeypatch.setattr(data.shutil, "copyfileobj", breaks)
+    monkeypatch.setattr(data.os, "replace", breaks)
     assert load_data().name == "digits"
     assert not (raw / RAW[0]).exists() and not list(raw.glob("*.part"))
 
