@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from qhelpers.files import project_folder, whole_file
+
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, black 0 to white 1
 MNIST_TRAINING_IMAGES = 60_000
 DOWNLOAD_TIMEOUT = 10  # seconds without a byte from a mirror before the next is asked
@@ -129,17 +131,6 @@ def normalise(images):
     return (images - MEAN) / STD
 
 
-def project_folder():
-    """Return the nearest folder, from the working directory up, that holds this project,
-    or the working directory where none does."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        project = folder / "pyproject.toml"
-        if project.is_file() and 'name = "qhelpers"' in project.read_text(encoding="utf-8"):
-            return folder
-    return here
-
-
 def data_folder():
     """Return the folder that holds MNIST/raw: QHELPERS_DATA, or `data` in the project."""
     return Path(os.environ.get("QHELPERS_DATA") or project_folder() / "data")
@@ -189,7 +180,7 @@ def download(packed):
                 mirror + packed.name, stream=True, timeout=DOWNLOAD_TIMEOUT
             ) as answer:
                 answer.raise_for_status()
-                write_whole(answer.iter_content(CHUNK), packed, md5)
+                write_verified(answer.iter_content(CHUNK), packed, md5)
             return
         except (OSError, ValueError):
             if number == len(MNIST.mirrors):
@@ -199,18 +190,13 @@ def download(packed):
 def unpack(packed, raw):
     """Unpack the .gz file `packed` to `raw`."""
     with gzip.open(packed) as file:
-        write_whole(iter(lambda: file.read(CHUNK), b""), raw, RAW_MD5[raw.name])
+        write_verified(iter(lambda: file.read(CHUNK), b""), raw, RAW_MD5[raw.name])
 
 
-def write_whole(chunks, path, md5):
-    """Write the chunks of bytes to `path`, which gets all of them, with this MD5 sum, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+def write_verified(chunks, path, md5):
+    """Write the chunks of bytes to `path`; raise ValueError where their MD5 sum is another."""
+    with whole_file(path) as part:
         with open(part, "wb") as file:
             file.writelines(chunks)
         if not has_md5(part, md5):
             raise ValueError(f"{path.name} has the wrong MD5 sum")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from qhelpers.data import project_folder
+from qhelpers.files import project_folder, whole_file
 
 
 def train(
@@ -131,11 +130,5 @@ def load_checkpoint(path, key, model):
 
 
 def save_checkpoint(path, key, model, history):
-    """Write the checkpoint to the side, then rename it: half a file never bears its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as part:
         torch.save({"key": key, "state_dict": model.state_dict(), "history": history}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

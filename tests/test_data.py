@@ -212,7 +212,7 @@ def test_half_a_file_never_bears_its_name(raw, monkeypatch):
         raise OSError("disk full")
 
     (raw / RAW[0]).unlink()
-    monkeypatch.setattr(data.os, "replace", breaks)
+    monkeypatch.setattr("os.replace", breaks)
     assert load_data().name == "digits"
     assert not (raw / RAW[0]).exists() and not list(raw.glob("*.part"))
 
