@@ -76,8 +76,9 @@ class Figure(str):
     __hash__ = str.__hash__
 
     def __new__(cls, png):
-        figure = super().__new__(cls, f"figure with {ink(png)} inked pixels")
-        figure.ink = ink(png)
+        pixels = ink(png)
+        figure = super().__new__(cls, f"figure with {pixels} inked pixels")
+        figure.ink = pixels
         return figure
 
     def __eq__(self, other):
@@ -190,15 +191,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    reports = [
-        report
-        for status in ("passed", "failed", "xfailed", "skipped")
-        for report in terminalreporter.getreports(status)
-        if report.when == "call" or status == "skipped"
-    ]
     verdicts = [
         verdict
-        for report in reports
+        for status in ("passed", "failed", "xfailed", "skipped")  # each cell is in one of them
+        for report in terminalreporter.getreports(status)
         for name, verdict in report.user_properties
         if name == "notebook cell"
     ]

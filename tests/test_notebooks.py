@@ -8,6 +8,7 @@ import pytest
 
 from tests.nbval_compare import Output, ink
 from tools.badges import FORMS, pattern, place, written
+from tools.notebooks import code_cells
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -26,10 +27,6 @@ def path(request):
 @pytest.fixture
 def notebook(path):
     return nbformat.read(path, as_version=4)
-
-
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def faults(notebook):
