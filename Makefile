@@ -13,7 +13,7 @@ help:
 	@echo 'make refresh  execute the notebooks in place (NB=03: one)'
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
 	@echo 'make lint     ruff, on code and notebooks'
-	@echo 'make bench    the speed of train and test beside plain loops'
+	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search'
 	@echo 'make clean    remove build/ and caches'
 
 # The environment is current if it was made in this folder, still runs, and is newer than the pins.
@@ -63,6 +63,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(PY) -m tests.bench
+	@$(PY) -m tests.bench_affine
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -10,6 +10,13 @@ from qhelpers.affine import (
 )
 from qhelpers.data import load_data
 from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet, build_model
+from qhelpers.ranges import (
+    cross_entropy_range,
+    kl_range,
+    min_max_range,
+    mse_range,
+    percentile_range,
+)
 from qhelpers.size import print_size_of_model
 from qhelpers.torch_ao import choose_engine, silence_known_warnings
 from qhelpers.training import test, train, train_or_load
@@ -22,7 +29,12 @@ __all__ = [
     "build_model",
     "choose_engine",
     "clamp",
+    "cross_entropy_range",
+    "kl_range",
     "load_data",
+    "min_max_range",
+    "mse_range",
+    "percentile_range",
     "print_size_of_model",
     "quantization_error",
     "silence_known_warnings",
