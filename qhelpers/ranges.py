@@ -17,7 +17,7 @@ def min_max_range(params):
 
     params: array or tensor of finite real numbers, any shape.
     Raises TypeError or ValueError for anything else.
-    Source: Krishnamoorthi 2018, section 2.1.
+    Source: Krishnamoorthi 2018, section 2.
     """
     params = checked_finite(checked_params(params))
     return params.min(), params.max()
@@ -29,7 +29,7 @@ def percentile_range(params, percentile=99.99):
     params: array or tensor of finite real numbers, any shape.
     percentile: over 50, at most 100, which is min-max.
     Raises TypeError or ValueError for anything else.
-    Source: Wu et al. 2020, section 3.3.
+    Source: Wu et al. 2020, section 3.
     """
     percentile = checked_percentile(percentile)
     params = checked_finite(checked_params(params))
@@ -112,7 +112,7 @@ def kl_range(params, bits):
     params: array or tensor of finite real numbers, any shape.
     bits: integer from 1 to 16; from 2 where params has both signs.
     Raises TypeError or ValueError for anything else.
-    Source: Migacz 2017.
+    Source: Migacz 2017, entropy calibration; there for 8 bits and signed codes.
     """
     params = checked_params(params)
     low, high, unit = span(params)
