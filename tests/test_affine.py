@@ -15,6 +15,7 @@ from qhelpers import (
     symmetric_dequantize,
     symmetric_quantization,
 )
+from qhelpers.granularity import BLOCK, blocks
 
 ORIGINAL = np.array(
     [149.28, -17.66, 0, 61.84, -0.25, 134.6, 148.28, 68.34, 74.51, 51.24]
@@ -268,6 +269,15 @@ def test_per_group_is_per_tensor_group_by_group(params, bits, group_size):
     assert np.array_equal(back.ravel(), alone)
 
 
+def test_blocks_fit_the_cache_and_cover_all():
+    for shape in [(1, 1, 100_000), (3, 7, 40_000), (50_000, 3, 1), (1, 3000, 30), (5, 4, 3)]:
+        visits = np.zeros(shape, int)
+        for block in blocks(shape):
+            assert visits[block].size <= BLOCK
+            visits[block] += 1
+        assert (visits == 1).all()
+
+
 def test_more_values_than_a_block_holds():
     """Blocks are cut across each of the three axes and put together again."""
     rng = np.random.default_rng(0)
@@ -360,6 +370,13 @@ def test_the_arithmetic_is_in_the_type_that_came_in(dtype):
 def test_other_types_are_widened():
     assert asymmetric_quantization(ORIGINAL.astype(np.float16), 8)[1].dtype == np.float32
     assert asymmetric_quantization(np.array([1, 2, 3]), 8)[1] == 3 / 255
+
+
+def test_the_error_does_not_depend_on_layout():
+    params = np.random.default_rng(0).normal(size=(999, 777))
+    back = round_trip(params, 4)
+    again = quantization_error(np.asfortranarray(params), np.asfortranarray(back))
+    assert again == quantization_error(params, back)
 
 
 def test_the_error_is_a_mean_in_float64():

@@ -35,6 +35,7 @@ def call(function, params, *args, **options):
     return function(params, *(args or (8,) * (function in TAKE_BITS)), **options)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("function", TAKE_NUMBERS, ids=name)
 @pytest.mark.parametrize(
     "params, error, message",
@@ -43,6 +44,7 @@ def call(function, params, *args, **options):
         (np.zeros((3, 0)), ValueError, r" is empty \(shape \(3, 0\)\)"),
         ([1, np.nan], ValueError, " holds nan; all its values must be finite"),
         ([1, np.inf], ValueError, " holds inf; all its values must be finite"),
+        ([np.inf, np.inf], ValueError, " holds inf; all its values must be finite"),
         (np.float32([-np.inf, 1]), ValueError, " holds -inf; all its values must be finite"),
         ([1 + 2j], TypeError, " has the type complex128; it must hold real numbers"),
         (["1.5"], TypeError, " has the type <U3; it must hold real numbers"),
@@ -159,6 +161,8 @@ def test_a_range_beyond_the_type_of_the_numbers():
     "codes, scale, zero, error, message",
     [
         (np.zeros((8, 6), int), np.ones(8), 0, ValueError, r"^scale has the shape \(8,\); for"),
+        (np.zeros((8, 6), int), np.ones((4, 1)), 0, ValueError, r"^scale has the shape \(4, 1\);"),
+        (np.zeros((8, 6), int), np.ones((1, 3)), 0, ValueError, r"^scale has the shape \(1, 3\);"),
         (np.zeros((8, 6), int), np.ones((8, 4)), 0, ValueError, r"^scale has the shape \(8, 4\);"),
         (np.zeros(6, int), 1.0, np.zeros(3, int), ValueError, r"^zero has the shape \(3,\); it"),
         (["a"], 1.0, 0, TypeError, "^params_q has the type <U1"),
