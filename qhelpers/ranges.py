@@ -5,10 +5,9 @@ import torch
 
 from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization
 from qhelpers.checks import checked_bits, checked_finite, checked_params, checked_percentile
+from qhelpers.histogram import histogram
 from qhelpers.search import search
 
-EXACT = 2**14  # so many values are searched one by one; more of them by their histogram
-FINENESS = 8  # bits: that histogram has 2**8 bins from each power of two to the next
 KL_BINS = 2048
 
 
@@ -23,27 +22,34 @@ def min_max_range(params):
     return params.min(), params.max()
 
 
-def percentile_range(params, percentile=99.99):
+def percentile_range(params, percentile=99.99, *, counts=None):
     """Return (low, high), in `params`' type: its percentiles 100 - percentile and percentile.
 
     params: array or tensor of finite real numbers, any shape.
     percentile: over 50, at most 100, which is min-max.
+    counts: how often each of `params` occurs, an array of its shape; once by default. With
+        counts the percentiles are numbers of `params`, without they may lie between two.
     Raises TypeError or ValueError for anything else.
     Source: Wu et al. 2020, section 3.
     """
     percentile = checked_percentile(percentile)
     params = checked_finite(checked_params(params))
-    low, high = np.percentile(params, [100 - percentile, percentile])
+    percentiles = [100 - percentile, percentile]
+    if counts is None:
+        low, high = np.percentile(params, percentiles)
+    else:
+        low, high = np.percentile(params, percentiles, weights=counts, method="inverted_cdf")
     return low.astype(params.dtype), high.astype(params.dtype)
 
 
-def mse_range(params, bits, *, symmetric=False):
+def mse_range(params, bits, *, symmetric=False, narrow_range=True, counts=None):
     """Return the (low, high), in `params`' type, that quantizes it with the least squared error.
 
-    params: array or tensor of finite real numbers, any shape. Where there are more than EXACT
+    params: array or tensor of finite real numbers, any shape. Where there are more than 16,384
         of them, they are read once, into a histogram, and the error is that of its bins.
     bits: integer from 1 to 16; from 2 where `symmetric`.
-    symmetric: search for `symmetric_quantization`, so that low = -high.
+    symmetric, narrow_range: search for `symmetric_quantization`, so that low = -high.
+    counts: how often each of `params` occurs, an array of its shape; once by default.
 
     The ranges tried lie within min-max and hold 0.
     Raises TypeError or ValueError for anything else.
@@ -54,8 +60,8 @@ def mse_range(params, bits, *, symmetric=False):
     low, high, unit = span(params)
     if unit == 0:
         return min_max_range(params)
-    values, counts = histogram(params)
-    values, weights = values / unit, counts / params.size  # of at most 1, no square overflows
+    values, counts = histogram(params) if counts is None else (np.float64(params), counts)
+    values, weights = values / unit, counts / np.sum(counts)  # up to 1: no square overflows
 
     def asymmetric_error(low, high):
         scale = (high - low) / top
@@ -63,7 +69,9 @@ def mse_range(params, bits, *, symmetric=False):
         return squared_error(values, weights, scale, -zero, top - zero)
 
     def symmetric_error(_, alpha):
-        return squared_error(values, weights, alpha / (top // 2), -(top // 2), top // 2)
+        n = top // 2
+        ends = (alpha / n, -n, n) if narrow_range else (2 * alpha / top, -n - 1, n)
+        return squared_error(values, weights, *ends)
 
     shortest = 0.1 * np.sqrt(weights @ values**2)  # a shorter range loses most of the numbers
     if symmetric:
@@ -102,7 +110,7 @@ def cross_entropy_range(logits, bits):
     return logits.dtype.type(low * unit), logits.dtype.type(high * unit)
 
 
-def kl_range(params, bits):
+def kl_range(params, bits, *, counts=None):
     """Return the (low, high), in `params`' type, whose histogram changes least in KL divergence.
 
     The histogram is that of |params|, in KL_BINS bins. The threshold t is the end of one of
@@ -111,6 +119,7 @@ def kl_range(params, bits):
 
     params: array or tensor of finite real numbers, any shape.
     bits: integer from 1 to 16; from 2 where params has both signs.
+    counts: how often each of `params` occurs, an array of its shape; once by default.
     Raises TypeError or ValueError for anything else.
     Source: Migacz 2017, entropy calibration; there for 8 bits and signed codes.
     """
@@ -120,7 +129,8 @@ def kl_range(params, bits):
     levels = 2 ** checked_bits(bits, fewest=max(1, signs)) // max(1, signs)  # for |params|
     if unit == 0 or 2 * levels > KL_BINS:
         return min_max_range(params)
-    counts, _ = np.histogram(np.abs(params).astype(np.float64) / unit, KL_BINS, range=(0, 1))
+    sizes = np.abs(params).astype(np.float64) / unit
+    counts, _ = np.histogram(sizes, KL_BINS, range=(0, 1), weights=counts)
     kept = min(range(levels, KL_BINS + 1), key=lambda kept: kl_divergence(counts, kept, levels))
     threshold = kept / KL_BINS * unit
     return tuple(params.dtype.type(end) for end in np.clip([low, high], -threshold, threshold))
@@ -145,25 +155,6 @@ def span(params, name="params"):
     checked_finite(params, name)
     low, high = min(np.float64(params.min()), 0.0), max(np.float64(params.max()), 0.0)
     return low, high, max(-low, high)
-
-
-def histogram(params):
-    """Return in float64 numbers that stand for those of `params`, sorted, and how many each.
-
-    Up to EXACT numbers stand for themselves. Of more, those whose binary form begins alike
-    share a bin, so that bins are the narrower the nearer they are to 0, and an outlier
-    doesn't widen them.
-    """
-    if params.size <= EXACT:
-        return np.unique(params.astype(np.float64), return_counts=True)
-    if params.dtype.itemsize > 8:  # longdouble
-        params = params.astype(np.float64)
-    pattern = np.dtype(f"u{params.dtype.itemsize}")
-    dropped = np.finfo(params.dtype).nmant - FINENESS
-    counts = np.bincount(np.ravel(params).view(pattern) >> dropped)
-    bins = np.flatnonzero(counts)
-    middles = (bins.astype(pattern) << dropped) + pattern.type(1 << (dropped - 1))
-    return middles.view(params.dtype).astype(np.float64), counts[bins]
 
 
 def squared_error(values, weights, scale, bottom, top):

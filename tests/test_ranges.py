@@ -23,7 +23,8 @@ from qhelpers import (
     symmetric_dequantize,
     symmetric_quantization,
 )
-from qhelpers.ranges import EXACT, histogram, kl_divergence
+from qhelpers.histogram import EXACT, bin_counts, histogram, middles
+from qhelpers.ranges import kl_divergence
 
 STRATEGIES = {
     "min-max": lambda params, bits: min_max_range(params),
@@ -109,7 +110,7 @@ def test_the_histogram_gives_the_answer_of_the_values(name, monkeypatch):
         assert len(histogram(params)[0]) < 10_000
         by_histogram = error(params, bits, mse_range(params, bits))
         with monkeypatch.context() as patch:
-            patch.setattr("qhelpers.ranges.EXACT", params.size)
+            patch.setattr("qhelpers.histogram.EXACT", params.size)
             by_values = error(params, bits, mse_range(params, bits))
         assert by_histogram <= 1.01 * by_values
 
@@ -233,3 +234,31 @@ def test_tensors_and_integers_are_accepted(strategy):
     expected = strategy(params.astype(np.float64), 4)
     assert strategy(params, 4) == expected
     assert strategy(torch.tensor(params, dtype=torch.float64, requires_grad=True), 4) == expected
+
+
+@pytest.mark.parametrize("name, params", distributions(40_000).items())
+def test_counts_stand_for_repeated_numbers(name, params):
+    """A histogram of two halves, added up, gives the ranges of the whole."""
+    counts = sum(bin_counts(half) for half in np.split(params, 2))
+    values, counts = middles(counts, np.float32)
+    for bits in BITS:
+        assert mse_range(values, bits, counts=counts) == pytest.approx(
+            mse_range(params, bits), 0.01
+        )
+        repeated = np.repeat(values, counts)
+        assert kl_range(values, bits, counts=counts) == pytest.approx(kl_range(repeated, bits))
+    expected = np.percentile(repeated, [0.1, 99.9], method="inverted_cdf")
+    assert np.array_equal(percentile_range(values, 99.9, counts=counts), expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_full_range_mse_is_within_1_percent_of_brute_force(bits):
+    params = distributions(2000)["normal"]
+
+    def full_error(alpha):
+        codes = symmetric_quantization(params, bits, range=(-alpha, alpha), narrow_range=False)
+        return quantization_error(params, symmetric_dequantize(*codes))
+
+    best = min(full_error(np.abs(params).max() * part) for part in fractions(400) if part)
+    _, alpha = mse_range(params, bits, symmetric=True, narrow_range=False)
+    assert full_error(alpha) <= 1.01 * best
