@@ -38,6 +38,8 @@ def zoom(loss, lows, highs, best):
 
 def ladder(end, shortest, rungs):
     """Return candidates from `end` to 0: `rungs` in equal ratios as far as `shortest`, then 0."""
+    if end == 0:
+        return np.zeros(1)
     if abs(end) <= shortest:
         return np.linspace(end, 0, rungs)
     return np.append(end * np.geomspace(1, shortest / abs(end), rungs), 0)
