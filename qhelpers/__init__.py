@@ -10,6 +10,13 @@ from qhelpers.affine import (
 )
 from qhelpers.data import load_data
 from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet, build_model
+from qhelpers.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+from qhelpers.ptq import load_quantized, quantize_model
 from qhelpers.ranges import (
     cross_entropy_range,
     kl_range,
@@ -22,6 +29,10 @@ from qhelpers.torch_ao import choose_engine, silence_known_warnings
 from qhelpers.training import test, train, train_or_load
 
 __all__ = [
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "PerChannelMinMaxObserver",
     "QuantizedVerySimpleNet",
     "VerySimpleNet",
     "asymmetric_dequantize",
@@ -32,11 +43,13 @@ __all__ = [
     "cross_entropy_range",
     "kl_range",
     "load_data",
+    "load_quantized",
     "min_max_range",
     "mse_range",
     "percentile_range",
     "print_size_of_model",
     "quantization_error",
+    "quantize_model",
     "silence_known_warnings",
     "symmetric_dequantize",
     "symmetric_quantization",

@@ -1,0 +1,122 @@
+"""The parts of a quantized model: layers that hold their weights as codes, and activations that
+pass through codes. Both compute in floats, with the numbers that the codes stand for."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from qhelpers.affine import symmetric_dequantize, symmetric_quantization
+from qhelpers.checks import checked_integer
+from qhelpers.observers import HistogramObserver
+from qhelpers.ranges import mse_range
+
+WEIGHT_STRATEGIES = ("min-max", "mse")
+GRANULARITIES = ("per tensor", "per channel")
+
+
+def quantized_weight(weight, bits, strategy, granularity):
+    """Return (codes, scale) of a weight tensor, symmetric, full range as torch's qint8.
+
+    granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
+        make a group; a row is all the weights of a channel.
+    scale has the shape (), (channels, 1) or (channels, groups).
+    """
+    rows = weight.detach().numpy().reshape(len(weight), -1)
+    if granularity == "per tensor":
+        options, parts = {}, [rows]
+    elif granularity == "per channel":
+        options, parts = {"axis": 0}, rows
+    else:
+        size = checked_integer("granularity", granularity, 1, rows.shape[1])
+        if rows.shape[1] % size:
+            raise ValueError(
+                f"granularity is {size}; it must divide the {rows.shape[1]} weights of a channel"
+            )
+        options, parts = {"group_size": size}, rows.reshape(-1, size)
+    if strategy == "mse":
+        best = [mse_range(part, bits, symmetric=True, narrow_range=False) for part in parts]
+        options["range"] = tuple(np.array(best).T)
+    codes, scale = symmetric_quantization(rows, bits, narrow_range=False, **options)
+    return torch.tensor(codes), torch.tensor(scale)
+
+
+class QuantizedLayer(nn.Module):
+    """A Linear or Conv2d layer whose weight is held as codes.
+
+    Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
+    """
+
+    def __init__(self, layer, bits, strategy, granularity):
+        super().__init__()
+        self.bits, self.granularity = bits, granularity
+        self.exact = layer.weight.detach()
+        self.shape = self.exact.shape
+        codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.layer = copy.deepcopy(layer)
+        del self.layer.weight  # no longer a parameter: `forward` puts the one in use there
+
+    def freeze(self):
+        self.exact = None
+
+    def weight(self):
+        """Return the weight in use, in float32."""
+        if self.exact is not None:
+            return self.exact
+        return torch.tensor(symmetric_dequantize(self.codes, self.scale)).reshape(self.shape)
+
+    def forward(self, x):
+        self.layer.weight = self.weight()
+        return self.layer(x)
+
+    def extra_repr(self):
+        return f"{self.bits} bits, {self.granularity}"
+
+
+class QuantizedActivation(nn.Module):
+    """A place where activations pass through codes 0..2**bits-1, one scale for all.
+
+    It passes on what it gets while it has an `observer`; after `freeze` it quantizes and
+    dequantizes. With the strategy "dynamic" the range is that of each batch.
+    """
+
+    def __init__(self, bits, strategy, reduce_range=False):
+        super().__init__()
+        self.bits, self.strategy, self.top = bits, strategy, 2 ** (bits - reduce_range) - 1
+        self.new_observer = lambda: HistogramObserver(
+            bits, strategy="min-max" if self.dynamic else strategy, reduce_range=reduce_range
+        )
+        self.observer, self.active = None, False
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+
+    @property
+    def dynamic(self):
+        return self.strategy == "dynamic"
+
+    def observe(self):
+        self.observer = self.new_observer()
+
+    def freeze(self):
+        if self.observer is not None and not self.dynamic:
+            self.scale, self.zero_point = self.observer.calculate_qparams()
+        self.observer, self.active = None, True
+
+    def forward(self, x):
+        if self.observer is not None:
+            return self.observer(x)
+        if not self.active:
+            return x
+        scale, zero_point = self.scale, self.zero_point
+        if self.dynamic:
+            observer = self.new_observer()
+            observer(x)
+            scale, zero_point = observer.calculate_qparams()
+        codes = torch.round(x * (1 / scale)) + zero_point
+        return (codes.clamp(0, self.top) - zero_point) * scale
+
+    def extra_repr(self):
+        return f"{self.bits} bits, {self.strategy}"

@@ -1,0 +1,303 @@
+"""qhelpers.ptq: models that no notebook shows, torch's codes, and a user's mistakes."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qhelpers import (
+    build_model,
+    choose_engine,
+    load_data,
+    load_quantized,
+    quantize_model,
+    test,
+    train,
+)
+from qhelpers.affine import asymmetric_quantization, symmetric_dequantize
+from qhelpers.quantized import QuantizedActivation
+
+
+class ConvNet(nn.Module):
+    """Two convolutions with BatchNorm; the second ReLU, pooling and flatten are functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, padding_mode="reflect")
+        self.average = nn.AdaptiveAvgPool2d(4)
+        self.head = nn.Sequential(nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10))
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.norm1(self.conv1(x.view(-1, 1, 28, 28)))))
+        x = self.average(functional.relu(self.norm2(self.conv2(x))))
+        return self.head(torch.flatten(x, 1))
+
+
+class Branched(nn.Module):
+    """A branch through LayerNorm and a sum, neither of which is supported."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(784, 30), nn.Linear(30, 30)
+        self.norm, self.last = nn.LayerNorm(30), nn.Linear(30, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x.flatten(1)))
+        return self.last(torch.relu(self.norm(self.second(x))) + x)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data()
+
+
+@pytest.fixture(scope="module")
+def conv_net(data):
+    model = build_model(ConvNet, 0)
+    train(model, data, total_iterations_limit=300)
+    return model.eval()
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+BATCH = torch.linspace(-1, 2, 24).reshape(4, 6)
+
+
+def parts(quantized, kind):
+    return {name: m for name, m in quantized.graph.named_modules() if isinstance(m, kind)}
+
+
+def test_a_convolutional_net_keeps_its_accuracy(conv_net, data):
+    """8/8 within 0.3 points; at most 2**bits different weights a channel."""
+    before = {name: tensor.clone() for name, tensor in conv_net.state_dict().items()}
+    for granularity in ("per tensor", "per channel"):
+        quantized = quantize_model(
+            conv_net, data.train_images[:500].split(100), granularity=granularity
+        )
+        assert quantized.kept_in_float == []
+        assert not any("norm" in name for name, _ in quantized.graph.named_modules())
+        assert abs(test(quantized, data) - test(conv_net, data)) <= 0.003
+    assert all(torch.equal(before[name], t) for name, t in conv_net.state_dict().items())
+    for bits in (2, 4):
+        quantized = quantize_model(conv_net, [data.train_images[:100]], weight_bits=bits)
+        for name in ("conv1", "conv2", "head.0", "head.3"):
+            weight = quantized.graph.get_submodule(name).weight()
+            assert all(len(channel.unique()) <= 2**bits for channel in weight)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per")
+def test_folding_and_fusing_change_nothing(conv_net, data):
+    """With 16 bits the quantized model is the float one, but for rounding."""
+    images = data.test_images[:200]
+    quantized = quantize_model(conv_net, [images], 16, 16)
+    assert torch.allclose(quantized(images), conv_net(images), atol=0.005)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per")
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
+def test_weights_and_scales_are_torch_s(conv_net, data, granularity):
+    """Codes of every weight, and scale and zero point of every activation, with 8 bits."""
+    import torch.ao.quantization as reference
+
+    choose_engine()
+    weight = {
+        "per tensor": reference.default_weight_observer,
+        "per channel": reference.default_per_channel_weight_observer,
+    }[granularity]
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 10)]
+    plain = nn.Sequential(*layers).eval()
+    theirs = nn.Sequential(reference.QuantStub(), *layers, reference.DeQuantStub()).eval()
+    theirs = reference.fuse_modules(theirs, ["2", "3"])
+    theirs.qconfig = reference.QConfig(
+        activation=reference.MinMaxObserver.with_args(dtype=torch.quint8), weight=weight
+    )
+    theirs = reference.prepare(theirs)
+    batches = data.train_images[:300].split(100)
+    for batch in batches:
+        theirs(batch)
+    theirs = reference.convert(theirs)
+    quantized = quantize_model(plain, batches, granularity=granularity)
+    for place in (1, 3, 4):
+        layer = theirs.get_submodule(str(place + 1))
+        assert torch.equal(
+            quantized.graph.get_submodule(str(place)).codes, layer.weight().int_repr()
+        )
+        activation = quantized.graph.get_submodule(f"quantize_{place}")
+        assert activation.scale.item() == layer.scale
+        assert activation.zero_point.item() == layer.zero_point
+
+
+def test_what_is_not_supported_is_named_and_the_rest_quantized(data):
+    model = build_model(Branched, 0).eval()
+    images = data.train_images[:200]
+    with pytest.warns(UserWarning, match="not quantized and compute in floats: norm, add"):
+        quantized = quantize_model(model, [images])
+    assert quantized.kept_in_float == ["norm", "add (add)"]
+    assert "in floats: norm, add (add)" in str(quantized)
+    for name in ("first", "second", "last"):
+        assert quantized.graph.get_submodule(name).codes.dtype == torch.int8
+    assert (quantized(images).argmax(1) == model(images).argmax(1)).double().mean() > 0.9
+
+
+def test_bits_and_strategies_layer_by_layer(small):
+    quantized = quantize_model(
+        small,
+        [BATCH],
+        4,
+        3,
+        weight_strategy="mse",
+        activation_strategy="mse",
+        per_layer={
+            "2": {"weight_bits": 2, "activation_bits": 8, "activation_strategy": "cross-entropy"},
+            "input": {"activation_bits": None},
+        },
+    )
+    assert quantized.graph.get_submodule("0").codes.abs().max() <= 8
+    assert quantized.graph.get_submodule("2").codes.unique().tolist() in (
+        [-2, -1, 0, 1],
+        [-1, 0, 1],
+    )
+    places = parts(quantized, QuantizedActivation)
+    assert {name: place.bits for name, place in places.items()} == {
+        "quantize_0": 3,
+        "quantize_2": 8,
+    }
+    assert places["quantize_2"].strategy == "cross-entropy"
+
+
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel", 3])
+def test_weights_are_what_their_codes_stand_for(granularity):
+    layer = nn.Linear(6, 5)
+    quantized = quantize_model(
+        nn.Sequential(layer).eval(), [BATCH], 4, None, granularity=granularity
+    )
+    part = quantized.graph.get_submodule("0")
+    assert part.codes.shape == (5, 6)
+    assert part.scale.shape == {"per tensor": (), "per channel": (5, 1), 3: (5, 2)}[granularity]
+    assert np.array_equal(part.weight().numpy(), symmetric_dequantize(part.codes, part.scale))
+    expected = functional.linear(BATCH, part.weight(), layer.bias)
+    assert torch.equal(quantized(BATCH), expected)
+
+
+def test_activations_pass_through_codes():
+    place = QuantizedActivation(4, "min-max")
+    place.observe()
+    assert torch.equal(place(BATCH), BATCH)  # while it observes
+    place.freeze()
+    codes, scale, zero = asymmetric_quantization(BATCH, 4)
+    expected = (codes.astype(np.float32) - zero) * scale
+    assert np.array_equal(place(BATCH).numpy(), expected)
+
+
+def test_dynamic_ranges_are_those_of_the_batch(small):
+    quantized = quantize_model(small, [], activation_strategy="dynamic")  # no calibration
+    for factor in (1.0, 1e-3, 1e3):
+        error = (quantized(BATCH * factor) - small(BATCH * factor)).abs().max()
+        assert error <= 0.02 * max(factor, small(BATCH * factor).abs().max())
+
+
+def test_layer_after_layer_calibrates_on_quantized_inputs(small):
+    """With few bits the later layer sees other numbers, and gets another range."""
+    at_once = quantize_model(small, [BATCH], 2, 2)
+    in_turn = quantize_model(small, [BATCH], 2, 2, layer_after_layer=True)
+    at_once, in_turn = (parts(q, QuantizedActivation) for q in (at_once, in_turn))
+    assert torch.equal(at_once["quantize_input"].scale, in_turn["quantize_input"].scale)
+    assert not torch.equal(at_once["quantize_2"].scale, in_turn["quantize_2"].scale)
+
+
+def test_a_saved_model_comes_back(conv_net, data, tmp_path):
+    images = data.test_images[:50]
+    quantized = quantize_model(
+        conv_net, [data.train_images[:100]], 4, 4, per_layer={"head.3": {"granularity": 8}}
+    )
+    torch.save(quantized.state_dict(), tmp_path / "model.pt")
+    assert torch.load(tmp_path / "model.pt", weights_only=True)
+    again = load_quantized(build_model(ConvNet, 7), tmp_path / "model.pt")
+    assert torch.equal(again(images), quantized(images))
+    assert str(again) == str(quantized)
+    other = quantize_model(conv_net, [data.train_images[:100]], 8)
+    with pytest.raises(ValueError, match="quantized with other options"):
+        other.load_state_dict(quantized.state_dict())
+
+
+def test_the_summary_has_a_line_for_each_part(small):
+    lines = str(quantize_model(small, [BATCH])).splitlines()
+    names = ["0 weight", "2 weight", "input activation", "0 activation", "2 activation"]
+    assert [line[:24].strip() for line in lines[1:]] == names
+    assert all(" to " in line for line in lines[1:])
+
+
+def test_batches_may_be_pairs(small):
+    labels = torch.zeros(4)
+    assert torch.equal(
+        quantize_model(small, [(BATCH, labels)])(BATCH), quantize_model(small, [BATCH])(BATCH)
+    )
+
+
+def test_training_mode_is_warned_of(small):
+    small.train()
+    with pytest.warns(UserWarning, match="^model is in training mode; it is quantized as in eval"):
+        quantize_model(small, [BATCH])
+    assert small.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_model(small.eval(), [BATCH])
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    "batches, options, error, message",
+    [
+        ([], {}, ValueError, "^calibration_batches is empty; it must hold at least one"),
+        ([BATCH, BATCH * np.nan], {}, ValueError, "^batch holds nan; all its values must be"),
+        ([BATCH.numpy()], {}, TypeError, "^calibration_batches holds ndarray; it must hold tensor"),
+        ([BATCH], {"weight_bits": 1}, ValueError, "^bits is 1; it must be an integer from 2 to 16"),
+        ([BATCH], {"activation_bits": 0}, ValueError, "^bits is 0; it must be an integer from 1"),
+        ([BATCH], {"weight_strategy": "kl"}, ValueError, "^weight_strategy is 'kl'; it must be"),
+        ([BATCH], {"activation_strategy": 1}, ValueError, "^activation_strategy is 1; it must be"),
+        ([BATCH], {"granularity": "per row"}, ValueError, "^granularity is 'per row'; it must be"),
+        ([BATCH], {"granularity": 4}, ValueError, "^granularity is 4; it must divide"),
+        ([BATCH], {"granularity": 9}, ValueError, "^granularity is 9; it must be an integer from"),
+        ([BATCH], {"per_layer": {"9": {}}}, ValueError, "^per_layer names '9'; the layers are"),
+        (
+            [BATCH],
+            {"per_layer": {"0": {"bits": 4}}},
+            ValueError,
+            "^per_layer has the option 'bits'",
+        ),
+    ],
+)
+def test_mistakes_end_in_a_clear_error(small, batches, options, error, message):
+    with pytest.raises(error, match=message):
+        quantize_model(small, batches, **options)
+
+
+def test_models_that_can_not_be_quantized():
+    with pytest.raises(RuntimeError, match="^torch.fx can't trace Untraceable: "):
+        quantize_model(Untraceable().eval(), [BATCH])
+    with pytest.raises(ValueError, match="^model has no Linear or Conv2d layer"):
+        quantize_model(nn.Sequential(nn.ReLU()).eval(), [BATCH])
+    elsewhere = nn.Sequential(nn.Linear(6, 3, device="meta")).eval()
+    with pytest.raises(ValueError, match="^model has 0.weight on meta; move it to the CPU first"):
+        quantize_model(elsewhere, [BATCH])
