@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 
 import torch
 from torch import fx, nn
@@ -188,13 +189,15 @@ def is_one_of(graph, node, kinds):
 
 
 def fold_batch_norms(graph):
-    """Fold each BatchNorm into the layer whose output it alone takes."""
+    """Fold each BatchNorm into the layer whose output it alone takes, if that is used once."""
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         for layer_class, (norm_class, fuse) in BATCH_NORMS.items():
             if not is_one_of(graph, node, (norm_class,)):
                 continue
             before = node.args[0]
-            if is_one_of(graph, before, (layer_class,)) and len(before.users) == 1:
+            alone = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+            if is_one_of(graph, before, (layer_class,)) and alone:
                 layer, norm = module_of(graph, before), module_of(graph, node)
                 replace_module(graph, before, fuse(layer, norm))
                 node.replace_all_uses_with(before)
@@ -226,13 +229,16 @@ def insert_quantized(graph, choices):
     for node in list(graph.graph.nodes):
         if node.op == "placeholder":
             in_codes_after(node, "input")
-        elif is_one_of(graph, node, LAYERS):
+        elif is_one_of(graph, node, (*LAYERS, QuantizedLayer)):
+            again = is_one_of(graph, node, (QuantizedLayer,))  # a layer that is called twice
+            name = node.name if again else node.target
             if node.args[0] not in in_codes:
-                in_codes_after(node.args[0], "before_" + node.target)
-            replace_module(graph, node, choices.layer(node.target, module_of(graph, node)))
+                in_codes_after(node.args[0], "before_" + name)
+            if not again:
+                replace_module(graph, node, choices.layer(name, module_of(graph, node)))
             users = list(node.users)
             fused = len(users) == 1 and is_one_of(graph, users[0], RELUS)
-            in_codes_after(users[0] if fused else node, node.target)
+            in_codes_after(users[0] if fused else node, name)
             in_codes.add(node)
         elif is_one_of(graph, node, AVERAGE):
             in_codes_after(node, str(node.target if node.op == "call_module" else node.name))

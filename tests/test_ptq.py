@@ -178,6 +178,28 @@ def test_bits_and_strategies_layer_by_layer(small):
     assert places["quantize_2"].strategy == "cross-entropy"
 
 
+class Twice(nn.Module):
+    """A layer, and a BatchNorm behind it, that are called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.norm(self.layer(torch.relu(self.norm(self.layer(x)))))
+
+
+def test_a_layer_may_be_called_twice():
+    torch.manual_seed(0)
+    model = Twice().eval()
+    with pytest.warns(UserWarning, match="not quantized and compute in floats: norm, norm$"):
+        quantized = quantize_model(model, [BATCH])
+    places = parts(quantized, QuantizedActivation)
+    assert list(places) == ["quantize_input", "quantize_layer", "quantize_before_layer_1",
+                            "quantize_layer_1"]  # fmt: skip
+    assert torch.allclose(quantized(BATCH), model(BATCH), atol=0.05)
+
+
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel", 3])
 def test_weights_are_what_their_codes_stand_for(granularity):
     layer = nn.Linear(6, 5)
