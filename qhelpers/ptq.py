@@ -54,9 +54,11 @@ def quantize_model(
         computes in floats, is listed in the result's `kept_in_float`, and in a UserWarning.
     calibration_batches: iterable of inputs, float tensors; of pairs, the first is taken.
     weight_bits: from 2 to 16. activation_bits: from 1 to 16, or None to keep them in floats.
-    weight_strategy: "min-max" or "mse".
-    activation_strategy: "min-max", "percentile", "mse", "kl", "cross-entropy" (for logits), or
-        "dynamic": min-max of each batch that is computed, without calibration.
+    weight_strategy: "min-max", "mse", or "output-mse": the ranges that change a layer's output
+        least on the calibration batches; the bias takes up the mean change.
+    activation_strategy: "min-max", "percentile", "mse", "kl", "cross-entropy" (for logits, so
+        only in `per_layer`), or "dynamic": min-max of each batch that is computed, without
+        calibration.
     granularity: of the weights: "per tensor", "per channel", or the size of a group.
     reduce_range: use one bit less of the activations' codes, as torch's default_qconfig.
     per_layer: options of these for single layers by name, as {"fc2": {"weight_bits": 4}}. The
@@ -96,24 +98,36 @@ def inputs_of(batch):
 
 @torch.no_grad()
 def calibrate(quantized, batches, layer_after_layer):
-    """Show the batches to the observers, and replace what was observed by scales."""
-    places = [m for m in quantized.modules() if isinstance(m, QuantizedActivation)]
-    layers = [m for m in quantized.modules() if isinstance(m, QuantizedLayer)]
-    watched = [place for place in places if not place.dynamic]
-    if watched and not batches:
+    """Show the batches to the parts that watch them, and let all parts quantize.
+
+    layer_after_layer: then show them to each part again, when all before it quantize.
+    """
+    parts = parts_in_order(quantized.graph)
+    watching = [part for part in parts if part.watches]
+    if watching and not batches:
         raise ValueError("calibration_batches is empty; it must hold at least one batch")
-    if layer_after_layer:
-        for layer in layers:
-            layer.freeze()
-    for together in [[place] for place in places] if layer_after_layer else [places]:
-        for place in together:
-            place.observe()
-        for batch in batches:
-            quantized(batch)
-        for place in together:
-            place.freeze()
-    for layer in layers:
-        layer.freeze()
+    show(batches, watching, quantized)
+    for part in parts:
+        if layer_after_layer and part.watches:
+            show(batches, [part], quantized)
+        part.freeze()
+
+
+def parts_in_order(graph):
+    """Return the quantized layers and activations, in the order in which they compute."""
+    modules = [module_of(graph, node) for node in graph.graph.nodes]
+    kinds = (QuantizedLayer, QuantizedActivation)
+    return list(dict.fromkeys(module for module in modules if isinstance(module, kinds)))
+
+
+def show(batches, parts, quantized):
+    """Run the batches, and let these parts observe what they get."""
+    for part in parts:
+        part.observe()
+    for batch in batches:
+        quantized(batch)
+    for part in parts:
+        part.observing = False
 
 
 class QuantizedModel(nn.Module):
@@ -162,6 +176,9 @@ def load_quantized(model, path):
 
 def quantized_graph(model, options, per_layer):
     """Return a torch.fx.GraphModule with quantized parts, and the names of what has none."""
+    if options["activation_strategy"] == "cross-entropy":
+        raise ValueError("activation_strategy is 'cross-entropy', which is for logits: give it in "
+                         "per_layer, to the layer that returns them")  # fmt: skip
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
             raise ValueError(f"model has {name} on {tensor.device}; move it to the CPU first")
@@ -294,10 +311,9 @@ class Choices:
         if chosen["activation_bits"] is None:
             return None
         bits = checked_bits(chosen["activation_bits"], fewest=1 + bool(chosen["reduce_range"]))
-        strategy = chosen["activation_strategy"]
-        if strategy == "cross-entropy" and name not in self.per_layer:
-            strategy = "mse"
-        return QuantizedActivation(bits, strategy, bool(chosen["reduce_range"]))
+        return QuantizedActivation(
+            bits, chosen["activation_strategy"], bool(chosen["reduce_range"])
+        )
 
 
 def summary(quantized):

@@ -10,17 +10,19 @@ from torch import nn
 from qhelpers.affine import symmetric_dequantize, symmetric_quantization
 from qhelpers.checks import checked_integer
 from qhelpers.observers import HistogramObserver
+from qhelpers.output_error import InputMoments, output_mse_range
 from qhelpers.ranges import mse_range
 
-WEIGHT_STRATEGIES = ("min-max", "mse")
+WEIGHT_STRATEGIES = ("min-max", "mse", "output-mse")
 GRANULARITIES = ("per tensor", "per channel")
 
 
-def quantized_weight(weight, bits, strategy, granularity):
+def quantized_weight(weight, bits, strategy, granularity, moments=None):
     """Return (codes, scale) of a weight tensor, symmetric, full range as torch's qint8.
 
     granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
         make a group; a row is all the weights of a channel.
+    moments: InputMoments of the layer, for the strategy "output-mse", which is min-max without.
     scale has the shape (), (channels, 1) or (channels, groups).
     """
     rows = weight.detach().numpy().reshape(len(weight), -1)
@@ -38,6 +40,10 @@ def quantized_weight(weight, bits, strategy, granularity):
     if strategy == "mse":
         best = [mse_range(part, bits, symmetric=True, narrow_range=False) for part in parts]
         options["range"] = tuple(np.array(best).T)
+    if strategy == "output-mse" and moments:
+        size, per_tensor = options.get("group_size"), granularity == "per tensor"
+        high = output_mse_range(weight.detach(), bits, moments, size, per_tensor)
+        options["range"] = (-high, high)
     codes, scale = symmetric_quantization(rows, bits, narrow_range=False, **options)
     return torch.tensor(codes), torch.tensor(scale)
 
@@ -46,20 +52,43 @@ class QuantizedLayer(nn.Module):
     """A Linear or Conv2d layer whose weight is held as codes.
 
     Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
+    With the strategy "output-mse" it must be shown inputs before: while it is `observing`. Its
+    bias then takes up the mean change of its output, from what it was in the first pass.
     """
 
     def __init__(self, layer, bits, strategy, granularity):
         super().__init__()
-        self.bits, self.granularity = bits, granularity
+        self.bits, self.granularity, self.strategy = bits, granularity, strategy
         self.exact = layer.weight.detach()
         self.shape = self.exact.shape
         codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.layer = copy.deepcopy(layer)
+        if self.watches and layer.bias is None:
+            self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+        self.new_moments = lambda: InputMoments(layer)
+        self.observing, self.passes = False, []  # InputMoments of each pass through the data
         del self.layer.weight  # no longer a parameter: `forward` puts the one in use there
 
+    @property
+    def watches(self):
+        return self.strategy == "output-mse"
+
+    def observe(self):
+        self.observing = True
+        self.passes.append(self.new_moments())
+
+    @torch.no_grad()
     def freeze(self):
+        if self.passes:
+            moments = self.passes[-1]
+            self.codes, self.scale = quantized_weight(
+                self.exact, self.bits, self.strategy, self.granularity, moments
+            )
+            expected = self.passes[0].mean_output(self.exact)
+            self.exact, self.passes = None, []
+            self.layer.bias += expected - moments.mean_output(self.weight())
         self.exact = None
 
     def weight(self):
@@ -69,6 +98,8 @@ class QuantizedLayer(nn.Module):
         return torch.tensor(symmetric_dequantize(self.codes, self.scale)).reshape(self.shape)
 
     def forward(self, x):
+        if self.observing:
+            self.passes[-1].update(x)
         self.layer.weight = self.weight()
         return self.layer(x)
 
@@ -79,8 +110,9 @@ class QuantizedLayer(nn.Module):
 class QuantizedActivation(nn.Module):
     """A place where activations pass through codes 0..2**bits-1, one scale for all.
 
-    It passes on what it gets while it has an `observer`; after `freeze` it quantizes and
-    dequantizes. With the strategy "dynamic" the range is that of each batch.
+    It passes on what it gets until `freeze`, and shows it to an observer while `observing`;
+    then it quantizes and dequantizes. With the strategy "dynamic" the range is that of each
+    batch.
     """
 
     def __init__(self, bits, strategy, reduce_range=False):
@@ -89,7 +121,7 @@ class QuantizedActivation(nn.Module):
         self.new_observer = lambda: HistogramObserver(
             bits, strategy="min-max" if self.dynamic else strategy, reduce_range=reduce_range
         )
-        self.observer, self.active = None, False
+        self.observer, self.observing, self.active = None, False, False
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
@@ -97,17 +129,21 @@ class QuantizedActivation(nn.Module):
     def dynamic(self):
         return self.strategy == "dynamic"
 
+    @property
+    def watches(self):
+        return not self.dynamic
+
     def observe(self):
-        self.observer = self.new_observer()
+        self.observing, self.observer = True, self.new_observer()
 
     def freeze(self):
-        if self.observer is not None and not self.dynamic:
+        if self.observer is not None:
             self.scale, self.zero_point = self.observer.calculate_qparams()
-        self.observer, self.active = None, True
+        self.observer, self.observing, self.active = None, False, True
 
     def forward(self, x):
-        if self.observer is not None:
-            return self.observer(x)
+        if self.observing:
+            self.observer(x)
         if not self.active:
             return x
         scale, zero_point = self.scale, self.zero_point

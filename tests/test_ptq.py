@@ -298,6 +298,12 @@ class Untraceable(nn.Module):
         ([BATCH], {"activation_bits": 0}, ValueError, "^bits is 0; it must be an integer from 1"),
         ([BATCH], {"weight_strategy": "kl"}, ValueError, "^weight_strategy is 'kl'; it must be"),
         ([BATCH], {"activation_strategy": 1}, ValueError, "^activation_strategy is 1; it must be"),
+        (
+            [BATCH],
+            {"activation_strategy": "cross-entropy"},
+            ValueError,
+            "^activation_strategy is 'cross-entropy', which is for logits: give it in per_layer",
+        ),
         ([BATCH], {"granularity": "per row"}, ValueError, "^granularity is 'per row'; it must be"),
         ([BATCH], {"granularity": 4}, ValueError, "^granularity is 4; it must divide"),
         ([BATCH], {"granularity": 9}, ValueError, "^granularity is 9; it must be an integer from"),
