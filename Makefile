@@ -13,6 +13,7 @@ help:
 	@echo 'make refresh  execute the notebooks in place (NB=03: one)'
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
 	@echo 'make lint     ruff, on code and notebooks'
+	@echo 'make tables   run the long experiments whose results the notebooks show'
 	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search'
 	@echo 'make clean    remove build/ and caches'
 
@@ -65,8 +66,11 @@ bench: $(READY)
 	@$(PY) -m tests.bench
 	@$(PY) -m tests.bench_affine
 
+tables: $(READY)
+	@$(PY) -c 'from qhelpers.experiments import main; main()'
+
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find qhelpers tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup run test lab refresh badges lint bench clean
+.PHONY: help setup run test lab refresh badges lint bench tables clean

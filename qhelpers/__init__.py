@@ -9,7 +9,8 @@ from qhelpers.affine import (
     symmetric_quantization,
 )
 from qhelpers.data import load_data
-from qhelpers.models import QuantizedVerySimpleNet, VerySimpleNet, build_model
+from qhelpers.experiments import load_table
+from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -25,10 +26,11 @@ from qhelpers.ranges import (
     percentile_range,
 )
 from qhelpers.size import print_size_of_model
-from qhelpers.torch_ao import choose_engine, silence_known_warnings
+from qhelpers.torch_ao import choose_engine, has_torch_ao, silence_known_warnings
 from qhelpers.training import test, train, train_or_load
 
 __all__ = [
+    "ConvNet",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
@@ -41,9 +43,11 @@ __all__ = [
     "choose_engine",
     "clamp",
     "cross_entropy_range",
+    "has_torch_ao",
     "kl_range",
     "load_data",
     "load_quantized",
+    "load_table",
     "min_max_range",
     "mse_range",
     "percentile_range",

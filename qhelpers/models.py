@@ -1,4 +1,4 @@
-"""The course's network, the same with torch.ao's stubs, and how to build either from a seed."""
+"""The course's networks, and how to build one from a seed."""
 
 import torch
 from torch import nn
@@ -36,6 +36,28 @@ class QuantizedVerySimpleNet(VerySimpleNet):
 
     def forward(self, img):
         return self.dequant(super().forward(self.quant(img)))
+
+
+class ConvNet(nn.Module):
+    """A classifier of 28x28 images: two convolutions with BatchNorm and ReLU, a linear layer.
+
+    Takes and returns what VerySimpleNet does. The convolutions have stride 2, and ReLU and
+    flatten are functions, as in many models.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, kernel_size=5, stride=2, padding=2, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.linear = nn.Linear(16 * 7 * 7, 10)
+
+    def forward(self, img):
+        x = img.reshape(-1, 1, 28, 28)
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.linear(torch.flatten(x, 1))
 
 
 def build_model(model_class, seed):

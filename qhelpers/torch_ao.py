@@ -1,4 +1,4 @@
-"""What the course needs to run torch.ao.quantization: an engine, and its warnings silenced."""
+"""What the course needs to run torch.ao.quantization while it lasts: an engine, and silence."""
 
 import warnings
 
@@ -13,6 +13,16 @@ KNOWN_WARNINGS = (
     "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized",
     "TypedStorage is deprecated",
 )
+
+
+def has_torch_ao():
+    """Return whether this PyTorch has torch.ao.quantization; where it hasn't, print that."""
+    try:
+        import torch.ao.quantization  # noqa: F401
+    except ImportError:
+        print("Skipped: this PyTorch has no torch.ao.quantization, which is the reference here.")
+        return False
+    return True
 
 
 def choose_engine():
