@@ -7,7 +7,7 @@ from torch import nn
 
 from qhelpers.checks import checked_finite
 
-COARSE, FINE = 100, 9  # candidates for the end of a range, in the first pass and in the second
+COARSE, FINE = 50, 9  # candidates for the end of a range, in the first pass and in the second
 
 
 class InputMoments:

@@ -327,13 +327,13 @@ def summary(quantized):
             row = f"{module.bits:>5}{scale:>22}{0:>12}  {weight.min():.4g} to {weight.max():.4g}"
             lines.append(f"{name + ' weight':<24}{row}  {module.granularity}")
         elif isinstance(module, QuantizedActivation):
-            label = name.removeprefix("quantize_") + " activation"
+            label, bits = name.removeprefix("quantize_") + " activation", module.top.bit_length()
             if module.dynamic:
-                lines.append(f"{label:<24}{module.bits:>5}{'dynamic':>22}")
+                lines.append(f"{label:<24}{bits:>5}{'dynamic':>22}")
                 continue
             scale, zero = module.scale.item(), module.zero_point.item()
             ends = f"{-zero * scale:.4g} to {(module.top - zero) * scale:.4g}"
-            lines.append(f"{label:<24}{module.bits:>5}{scale:>22.4g}{zero:>12}  {ends}")
+            lines.append(f"{label:<24}{bits:>5}{scale:>22.4g}{zero:>12}  {ends}")
     if quantized.kept_in_float:
         lines.append("in floats: " + ", ".join(quantized.kept_in_float))
     return "\n".join(lines)

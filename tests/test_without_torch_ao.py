@@ -1,0 +1,68 @@
+"""The day torch.ao is gone: its cells say so, and all others print what they print today."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from qhelpers import has_torch_ao
+from tests.nbval_compare import Output, data_name, tags, tolerance
+from tools.notebooks import KERNEL_ENVIRONMENT, code_cells
+
+ROOT = Path(__file__).parent.parent
+PATHS = [
+    path
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if "has_torch_ao" in path.read_text(encoding="utf-8")
+]
+# What a PyTorch without it does: importing fails, and torch.ao has no such attribute.
+TAKE_IT_AWAY = """
+import sys
+import torch
+
+for name in [name for name in sys.modules if name.startswith("torch.ao.quantization")]:
+    del sys.modules[name]
+sys.modules["torch.ao.quantization"] = None
+vars(torch.ao).pop("quantization", None)
+"""
+NOTE = "Skipped: this PyTorch has no torch.ao.quantization"
+
+
+def printed(cell):
+    """What a cell printed, where it may be compared."""
+    text = Output("".join(output.get("text", "") for output in cell.outputs))
+    text.tolerance = tolerance(tags(cell))
+    return text
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_notebook_runs_without_it(path):
+    committed = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(TAKE_IT_AWAY))
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        extra_arguments=["--log-level=40"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute(env=os.environ | KERNEL_ENVIRONMENT)  # a cell that raises ends it
+    said = 0
+    for before, after in zip(code_cells(committed), code_cells(notebook)[1:]):
+        assert before.source == after.source
+        if "if has_torch_ao():" in before.source:
+            assert NOTE in printed(after), before.source
+            said += 1
+        elif "timing" not in tags(before) and (
+            "mnist" not in tags(before) or data_name() == "mnist"
+        ):
+            assert printed(before) == printed(after), before.source
+    assert said >= 3
+
+
+def test_it_is_there_today(capsys):
+    assert has_torch_ao()
+    assert capsys.readouterr().out == ""
