@@ -21,6 +21,7 @@ PATHS = [
 TAKE_IT_AWAY = """
 import sys
 import torch
+import torchvision  # the torchvision of that day won't need it either
 
 for name in [name for name in sys.modules if name.startswith("torch.ao.quantization")]:
     del sys.modules[name]
