@@ -45,7 +45,7 @@ class InputMoments:
         return self.products / self.count - self.mean[:, :, None] * self.mean[:, None, :]
 
     def mean_output(self, weight):
-        """Return the mean of each output channel, shape (channels,), without the bias."""
+        """Return the mean of each output channel with this weight and no bias, (channels,)."""
         rows = weight.double().reshape(self.groups, -1, self.size)
         return (rows * self.mean[:, None]).sum(dim=-1).flatten()
 
@@ -62,7 +62,7 @@ def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
     group_size: how many weights of a channel share a range; all by default.
     per_tensor: one range for all weights.
     Returns a float32 array of shape (channels, groups), or () where `per_tensor`.
-    Source: Nagel et al. 2020 (AdaRound), section 3; Nagel et al. 2019, section 4.2, for the bias.
+    Source: Nagel et al. 2020 (AdaRound), section 3, where the same error decides about rounding.
     """
     group = group_size or moments.size
     rows = weight.reshape(moments.groups, -1, moments.size // group, group)

@@ -43,6 +43,7 @@ def quantize_model(
     weight_strategy="min-max",
     activation_strategy="min-max",
     granularity="per channel",
+    bias_correction=False,
     reduce_range=False,
     per_layer=None,
     layer_after_layer=False,
@@ -52,22 +53,27 @@ def quantize_model(
     model: nn.Module on the CPU whose weights are in Linear and Conv2d layers. BatchNorm after
         one of them is folded into it, ReLU after it is fused with it. What else is in the model
         computes in floats, is listed in the result's `kept_in_float`, and in a UserWarning.
-    calibration_batches: iterable of inputs, float tensors; of pairs, the first is taken.
+    calibration_batches: iterable of inputs, float tensors; of pairs, the first is taken. It may
+        be empty where no option needs it: with activations in floats or "dynamic".
     weight_bits: from 2 to 16. activation_bits: from 1 to 16, or None to keep them in floats.
-    weight_strategy: "min-max", "mse", or "output-mse": the ranges that change a layer's output
-        least on the calibration batches; the bias takes up the mean change.
+    weight_strategy: "min-max", "mse", or "output-mse": the ranges that change the variance of a
+        layer's output least, on the calibration batches.
     activation_strategy: "min-max", "percentile", "mse", "kl", "cross-entropy" (for logits, so
         only in `per_layer`), or "dynamic": min-max of each batch that is computed, without
         calibration.
     granularity: of the weights: "per tensor", "per channel", or the size of a group.
-    reduce_range: use one bit less of the activations' codes, as torch's default_qconfig.
+    bias_correction: take the mean change of a layer's output, on the calibration batches, off
+        its bias.
+    reduce_range: use one bit less of the activations' codes. (torch's default_qconfig chooses
+        scale and zero point so, but lets the codes run to 255.)
     per_layer: options of these for single layers by name, as {"fc2": {"weight_bits": 4}}. The
         name "input" stands for the model's input.
     layer_after_layer: calibrate each layer on the outputs of the quantized layers before it.
 
     Raises TypeError or ValueError for arguments other than these, RuntimeError where torch.fx
     can't trace the model.
-    Source: Krishnamoorthi 2018, section 3.1; Nagel et al. 2021, section 3.
+    Source: Krishnamoorthi 2018, section 3.1; Nagel et al. 2021, section 3; for bias_correction
+        also Nagel et al. 2019, section 4.2.
     """
     options = {
         "weight_bits": weight_bits,
@@ -75,6 +81,7 @@ def quantize_model(
         "weight_strategy": weight_strategy,
         "activation_strategy": activation_strategy,
         "granularity": granularity,
+        "bias_correction": bias_correction,
         "reduce_range": reduce_range,
     }
     if model.training:
@@ -100,7 +107,7 @@ def inputs_of(batch):
 def calibrate(quantized, batches, layer_after_layer):
     """Show the batches to the parts that watch them, and let all parts quantize.
 
-    layer_after_layer: then show them to each part again, when all before it quantize.
+    layer_after_layer: then show them to each part again, once all parts before it quantize.
     """
     parts = parts_in_order(quantized.graph)
     watching = [part for part in parts if part.watches]
@@ -304,7 +311,8 @@ class Choices:
     def layer(self, name, layer):
         chosen = self.of(name)
         bits = checked_bits(chosen["weight_bits"], fewest=2)
-        return QuantizedLayer(layer, bits, chosen["weight_strategy"], chosen["granularity"])
+        options = [chosen[o] for o in ("weight_strategy", "granularity", "bias_correction")]
+        return QuantizedLayer(layer, bits, *options)
 
     def activation(self, name):
         chosen = self.of(name)

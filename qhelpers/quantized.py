@@ -22,7 +22,8 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
 
     granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
         make a group; a row is all the weights of a channel.
-    moments: InputMoments of the layer, for the strategy "output-mse", which is min-max without.
+    moments: InputMoments of the layer, for the strategy "output-mse"; without them it takes
+        min-max.
     scale has the shape (), (channels, 1) or (channels, groups).
     """
     rows = weight.detach().numpy().reshape(len(weight), -1)
@@ -52,20 +53,22 @@ class QuantizedLayer(nn.Module):
     """A Linear or Conv2d layer whose weight is held as codes.
 
     Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
-    With the strategy "output-mse" it must be shown inputs before: while it is `observing`. Its
-    bias then takes up the mean change of its output, from what it was in the first pass.
+    For the strategy "output-mse" and for `bias_correction` it must see inputs before that, while
+    it is `observing`. Bias correction takes off the bias by how much the output has changed, on
+    the mean, since the first pass, in which the network computed in floats.
     """
 
-    def __init__(self, layer, bits, strategy, granularity):
+    def __init__(self, layer, bits, strategy, granularity, bias_correction=False):
         super().__init__()
         self.bits, self.granularity, self.strategy = bits, granularity, strategy
+        self.bias_correction = bias_correction
         self.exact = layer.weight.detach()
         self.shape = self.exact.shape
         codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.layer = copy.deepcopy(layer)
-        if self.watches and layer.bias is None:
+        if bias_correction and layer.bias is None:
             self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
         self.new_moments = lambda: InputMoments(layer)
         self.observing, self.passes = False, []  # InputMoments of each pass through the data
@@ -73,7 +76,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def watches(self):
-        return self.strategy == "output-mse"
+        return self.strategy == "output-mse" or self.bias_correction
 
     def observe(self):
         self.observing = True
@@ -88,7 +91,8 @@ class QuantizedLayer(nn.Module):
             )
             expected = self.passes[0].mean_output(self.exact)
             self.exact, self.passes = None, []
-            self.layer.bias += expected - moments.mean_output(self.weight())
+            if self.bias_correction:
+                self.layer.bias += expected - moments.mean_output(self.weight())
         self.exact = None
 
     def weight(self):
@@ -108,7 +112,9 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedActivation(nn.Module):
-    """A place where activations pass through codes 0..2**bits-1, one scale for all.
+    """A place where activations pass through codes, one scale for all.
+
+    The codes are 0..2**bits-1, or with `reduce_range` those of one bit less.
 
     It passes on what it gets until `freeze`, and shows it to an observer while `observing`;
     then it quantizes and dequantizes. With the strategy "dynamic" the range is that of each

@@ -7,19 +7,24 @@ import pytest
 
 from qhelpers import load_data
 from qhelpers.experiments import (
+    BEST,
     BITS,
+    CALIBRATIONS,
     GRANULARITIES,
-    PTQ_RECIPES,
+    MIN_MAX,
+    MSE,
+    RECIPES,
     SEEDS,
     TABLES,
+    calibration_images,
     float_net,
     load_table,
     ptq_accuracy,
+    select,
     write_tables,
 )
 
-MOST_IMAGES = 10  # of 10,000, by which a row may differ on another CPU
-BEST = "output-mse, layer after layer"
+IMAGES = 10  # of 10,000, by which a row may differ on another CPU
 
 
 @pytest.fixture(scope="module")
@@ -35,87 +40,105 @@ def nets(mnist):
     return [float_net(mnist, seed) for seed in SEEDS]
 
 
-def rows_of(recipe, granularity, weight_bits, activation_bits):
+def rows_of(recipe, **values):
     """The rows of the table "ptq", a seed each."""
-    table = load_table("ptq")
-    return table[
-        (table["recipe"] == recipe)
-        & (table["granularity"] == granularity)
-        & (table["weight_bits"] == weight_bits)
-        & (table["activation_bits"] == activation_bits)
-    ]
+    columns = ("weight_strategy", "activation_strategy", "procedure")
+    return select(load_table("ptq"), **dict(zip(columns, recipe)), **values)
 
 
-def mean_loss(*row):
+def mean_loss(recipe, granularity, bits):
     """By how many points the accuracy is below float's, mean of the seeds."""
-    return 100 * np.mean(rows_of("float", "", 32, 32)["accuracy"] - rows_of(*row)["accuracy"])
+    float_rows = select(load_table("ptq"), procedure="float")
+    rows = rows_of(recipe, granularity=granularity, weight_bits=bits, activation_bits=bits)
+    return 100 * np.mean(float_rows["accuracy"] - rows["accuracy"])
 
 
 def test_every_row_is_there_once():
-    found = [tuple(row)[:5] for row in load_table("ptq")]
-    expected = itertools.product(PTQ_RECIPES, GRANULARITIES, BITS, BITS, SEEDS)
-    expected = [*expected, *(("float", "", 32, 32, seed) for seed in SEEDS)]
-    assert len(found) == len(expected) and set(found) == set(expected)
+    found = [tuple(row)[:-1] for row in load_table("ptq")]
+    expected = [
+        (*recipe, granularity, *bits, seed)
+        for recipe, granularity, seed in itertools.product(RECIPES, GRANULARITIES, SEEDS)
+        for bits in itertools.product(BITS, BITS)
+        if recipe in (MIN_MAX, MSE, BEST) or bits[0] == bits[1]
+    ]
+    expected += [("", "", "float", "", 32, 32, seed) for seed in SEEDS]
+    assert len(found) == len(expected) == 663 and set(found) == set(expected)
+    counts = {1: 10, 10: 10, 100: 10, 1000: 30, 10_000: 6}  # of draws, from all sources
+    for images, draws in counts.items():
+        assert len(select(load_table("calibration"), images=images)) == draws * len(CALIBRATIONS)
 
 
 @pytest.mark.parametrize("bits, most", [(8, 0.1), (4, 0.3), (3, 1.0), (2, 6.0)])
 def test_the_best_recipe_loses_little(bits, most):
-    best = mean_loss(BEST, "per channel", bits, bits)
+    best = mean_loss(BEST, "per channel", bits)
     assert best <= most
-    assert bits == 8 or best < mean_loss("min-max", "per tensor", bits, bits)
+    assert bits == 8 or best < mean_loss(MIN_MAX, "per tensor", bits)
 
 
 def test_float_rows_are_the_networks_accuracy(mnist, nets):
     from qhelpers import test
 
-    for row in rows_of("float", "", 32, 32):
+    for row in select(load_table("ptq"), procedure="float"):
         accuracy = test(nets[row["seed"]], mnist)
-        assert accuracy == pytest.approx(row["accuracy"], abs=MOST_IMAGES / 10_000)
+        assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
 
 
 @pytest.mark.parametrize(
     "recipe, granularity, weight_bits, activation_bits, seed",
     [
-        *((recipe, "per channel", 2, 2, 0) for recipe in PTQ_RECIPES),
+        *((recipe, "per channel", 2, 2, 0) for recipe in RECIPES),
         *((BEST, "per channel", 2, 2, seed) for seed in SEEDS[1:]),
-        ("min-max", "per tensor", 2, 2, 1),
-        ("min-max", "per tensor", 8, 8, 2),
-        ("mse", "per tensor", 2, 8, 1),
-        (BEST, "per tensor", 3, 3, 2),
-        ("mse, layer after layer", "per tensor", 4, 6, 0),
+        (MIN_MAX, "per tensor", 2, 2, 1),
+        (MIN_MAX, "per tensor", 8, 8, 2),
+        (MSE, "per tensor", 2, 8, 1),
+        (BEST, "per tensor", 3, 6, 2),
     ],
 )
 def test_rows_come_out_again(mnist, nets, recipe, granularity, weight_bits, activation_bits, seed):
-    (row,) = [
-        row
-        for row in rows_of(recipe, granularity, weight_bits, activation_bits)
-        if row["seed"] == seed
-    ]
-    accuracy = ptq_accuracy(nets[seed], mnist, weight_bits, activation_bits, recipe, granularity)
-    assert accuracy == pytest.approx(row["accuracy"], abs=MOST_IMAGES / 10_000)
+    values = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    (row,) = rows_of(recipe, granularity=granularity, seed=seed, **values)
+    images = mnist.train_images[:1000]
+    bits = weight_bits, activation_bits
+    accuracy = ptq_accuracy(nets[seed], mnist, images, *bits, recipe, granularity)
+    assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
+
+
+@pytest.mark.parametrize("name", CALIBRATIONS)
+@pytest.mark.parametrize(
+    "source, count, draw", [("training", 1, 9), ("training", 100, 3), ("test", 1000, 1),
+                            ("noise", 1000, 2)]
+)  # fmt: skip
+def test_calibrations_come_out_again(mnist, nets, source, count, draw, name):
+    (row,) = select(load_table("calibration"), source=source, images=count, draw=draw, recipe=name)
+    images = calibration_images(mnist, source, count, draw)
+    *bits, recipe = CALIBRATIONS[name]
+    accuracy = ptq_accuracy(nets[0], mnist, images, *bits, recipe, "per channel")
+    assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
 
 
 def test_tables_are_written_whole(monkeypatch, tmp_path):
     """What is written is read again; where an experiment breaks off, the old table stays."""
-    rows = [("float", "", 32, 32, 0, 0.96), ("mse", "per tensor", 2, 8, 1, 0.125)]
+    rows = [("training", 1, 0, "best", 0.96), ("test", 10, 1, "min-max", 0.125)]
     monkeypatch.setattr("qhelpers.experiments.load_data", lambda: rows)
     monkeypatch.setattr("qhelpers.experiments.files", lambda package: tmp_path)
-    monkeypatch.setitem(TABLES, "ptq", (TABLES["ptq"][0], iter))
+    monkeypatch.delitem(TABLES, "ptq")
+    columns = TABLES["calibration"][0]
+    monkeypatch.setitem(TABLES, "calibration", (columns, iter))
     write_tables(tmp_path / "tables")
-    assert [tuple(row) for row in load_table("ptq")] == rows
-    before = (tmp_path / "tables" / "ptq.csv").read_bytes()
+    assert [tuple(row) for row in load_table("calibration")] == rows
+    before = (tmp_path / "tables" / "calibration.csv").read_bytes()
 
     def broken(data):
         yield rows[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(TABLES, "ptq", (TABLES["ptq"][0], broken))
+    monkeypatch.setitem(TABLES, "calibration", (columns, broken))
     with pytest.raises(KeyboardInterrupt):
         write_tables(tmp_path / "tables")
-    assert (tmp_path / "tables" / "ptq.csv").read_bytes() == before
-    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["ptq.csv"]
+    assert (tmp_path / "tables" / "calibration.csv").read_bytes() == before
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["calibration.csv"]
 
 
 def test_a_table_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"^name is 'qat2'; it must be one of \['ptq'\]"):
+    with pytest.raises(ValueError, match=r"^name is 'qat2'; it must be one of \['ptq', "):
         load_table("qat2")

@@ -117,9 +117,14 @@ def test_the_bias_takes_up_the_mean_change(layer, granularity, layer_after_layer
     x = batch_for(layer)
     with torch.no_grad():
         expected = layer(x)
-    options = {"granularity": granularity, "layer_after_layer": layer_after_layer}
     quantized = quantize_model(
-        nn.Sequential(layer).eval(), x.split(10), 2, None, weight_strategy="output-mse", **options
+        nn.Sequential(layer).eval(),
+        x.split(10),
+        2,
+        None,
+        bias_correction=True,
+        granularity=granularity,
+        layer_after_layer=layer_after_layer,
     )
     found = quantized(x)
     axes = (0,) if isinstance(layer, nn.Linear) else (0, 2, 3)
@@ -134,7 +139,7 @@ def test_layer_after_layer_takes_up_what_the_layers_before_changed():
     off = []
     for layer_after_layer in (False, True):
         quantized = quantize_model(
-            model, [x], 2, None, weight_strategy="output-mse", layer_after_layer=layer_after_layer
+            model, [x], 2, None, bias_correction=True, layer_after_layer=layer_after_layer
         )
         off.append((quantized(x).mean(dim=0) - model(x).mean(dim=0)).abs().max().item())
     assert off[1] < 1e-4 < off[0]
@@ -144,9 +149,8 @@ def test_a_channel_of_zeros_and_constant_inputs():
     layer = nn.Linear(12, 6)
     with torch.no_grad():
         layer.weight[2] = 0
-    quantized = quantize_model(
-        nn.Sequential(layer).eval(), [torch.ones(5, 12)], 2, None, weight_strategy="output-mse"
-    )
+    options = {"weight_strategy": "output-mse", "bias_correction": True}
+    quantized = quantize_model(nn.Sequential(layer).eval(), [torch.ones(5, 12)], 2, None, **options)
     part = quantized.graph.get_submodule("0")
     assert (part.weight()[2] == 0).all() and part.scale.isfinite().all()
     assert torch.allclose(quantized(torch.ones(5, 12)), layer(torch.ones(5, 12)), atol=1e-5)
@@ -155,14 +159,16 @@ def test_a_channel_of_zeros_and_constant_inputs():
 def test_it_is_saved_with_its_bias(layer, tmp_path):
     x = batch_for(layer)
     model = nn.Sequential(layer).eval()
-    quantized = quantize_model(model, [x], 3, None, weight_strategy="output-mse")
+    options = {"weight_strategy": "output-mse", "bias_correction": True}
+    quantized = quantize_model(model, [x], 3, None, **options)
     torch.save(quantized.state_dict(), tmp_path / "model.pt")
     assert torch.equal(load_quantized(model, tmp_path / "model.pt")(x), quantized(x))
 
 
 def test_mistakes_end_in_a_clear_error():
     model = nn.Sequential(nn.Linear(12, 6)).eval()
-    with pytest.raises(ValueError, match="^calibration_batches is empty"):
-        quantize_model(model, [], 4, None, weight_strategy="output-mse")
+    for option in ({"weight_strategy": "output-mse"}, {"bias_correction": True}):
+        with pytest.raises(ValueError, match="^calibration_batches is empty"):
+            quantize_model(model, [], 4, None, **option)
     with pytest.raises(ValueError, match="^batch holds nan"):
         quantize_model(model, [torch.full((1, 12), np.nan)], 4, None, weight_strategy="output-mse")

@@ -260,6 +260,8 @@ def test_the_summary_has_a_line_for_each_part(small):
     names = ["0 weight", "2 weight", "input activation", "0 activation", "2 activation"]
     assert [line[:24].strip() for line in lines[1:]] == names
     assert all(" to " in line for line in lines[1:])
+    reduced = str(quantize_model(small, [BATCH], reduce_range=True)).splitlines()
+    assert [line[24:29].strip() for line in reduced[1:]] == ["8", "8", "7", "7", "7"]
 
 
 def test_batches_may_be_pairs(small):
