@@ -13,7 +13,7 @@ help:
 	@echo 'make refresh  execute the notebooks in place (NB=03: one)'
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
 	@echo 'make lint     ruff, on code and notebooks'
-	@echo 'make tables   run the long experiments whose results the notebooks show'
+	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
 	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search'
 	@echo 'make clean    remove build/ and caches'
 
@@ -67,7 +67,7 @@ bench: $(READY)
 	@$(PY) -m tests.bench_affine
 
 tables: $(READY)
-	@$(PY) -c 'from qhelpers.experiments import main; main()'
+	@$(PY) -c 'import sys; from qhelpers.experiments import main; main(sys.argv[1:])' $(TABLE)
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

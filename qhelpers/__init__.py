@@ -10,14 +10,17 @@ from qhelpers.affine import (
 )
 from qhelpers.data import load_data
 from qhelpers.experiments import load_table
+from qhelpers.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
 from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.observers import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
 from qhelpers.ptq import load_quantized, quantize_model
+from qhelpers.qat import prepare_qat
 from qhelpers.ranges import (
     cross_entropy_range,
     kl_range,
@@ -31,9 +34,12 @@ from qhelpers.training import test, train, train_or_load
 
 __all__ = [
     "ConvNet",
+    "FakeQuantize",
     "HistogramObserver",
+    "LearnedStepSize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
     "PerChannelMinMaxObserver",
     "QuantizedVerySimpleNet",
     "VerySimpleNet",
@@ -43,6 +49,7 @@ __all__ = [
     "choose_engine",
     "clamp",
     "cross_entropy_range",
+    "fake_quantize",
     "has_torch_ao",
     "kl_range",
     "load_data",
@@ -51,6 +58,7 @@ __all__ = [
     "min_max_range",
     "mse_range",
     "percentile_range",
+    "prepare_qat",
     "print_size_of_model",
     "quantization_error",
     "quantize_model",

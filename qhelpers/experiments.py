@@ -3,6 +3,7 @@
 The tables are MNIST's. They lie in qhelpers/tables, and come with the package.
 """
 
+import copy
 import csv
 import itertools
 import os
@@ -16,6 +17,7 @@ from qhelpers.data import load_data
 from qhelpers.files import whole_file
 from qhelpers.models import VerySimpleNet, build_model
 from qhelpers.ptq import quantize_model
+from qhelpers.qat import prepare_qat
 from qhelpers.training import test, train_or_load
 
 SEEDS = (0, 1, 2)
@@ -47,6 +49,14 @@ CALIBRATIONS = {  # bits of the weights and activations, and a recipe
 CALIBRATION_SETS = [("training", n) for n in (1, 10, 100, 1000, 10_000)]
 CALIBRATION_SETS += [("test", 1000), ("noise", 1000)]
 MOST_DRAWS = 10
+QAT_METHODS = [
+    ("ste", "per tensor"),
+    ("ste", "per channel"),
+    ("frozen", "per channel"),
+    ("lsq", "per channel"),
+]
+QAT_BITS = (8, 4, 3, 2)  # of the weights and of the activations
+QAT_TRAINING = {"epochs": 2, "learning_rate": 3e-4}  # after one epoch in floats at 1e-3
 KEPT_LOGITS = {"linear3": {"activation_bits": 8}}  # they keep 8 bits, whatever the others have
 
 
@@ -122,12 +132,50 @@ def calibration_rows(data):
                 yield source, count, draw, name, accuracy
 
 
+def control_net(net, data, seed):
+    """Return a copy of `net` that was trained in floats as long as `qat_net` trains."""
+    control = copy.deepcopy(net)
+    train_or_load(control, data, seed=seed + 1, **QAT_TRAINING)
+    return control
+
+
+def qat_net(net, data, bits, method, granularity, seed):
+    """Return the QATModel of `net` after training, with `bits` bits and the logits at 8."""
+    images = data.train_images[:1000]
+    model = prepare_qat(
+        net,
+        bits,
+        bits,
+        method,
+        calibration_batches=[images],
+        granularity=granularity,
+        per_layer=KEPT_LOGITS,
+    )
+    train_or_load(model, data, seed=seed + 1, **QAT_TRAINING)
+    return model
+
+
+def qat_rows(data):
+    """Yield the rows of the table "qat": accuracies by method and bits, from each seed.
+
+    Rows whose method is "float" hold the control, with 32 bits.
+    """
+    for seed in SEEDS:
+        net = float_net(data, seed)
+        yield "float", "", 32, seed, test(control_net(net, data, seed), data)
+        choices = list(itertools.product(QAT_METHODS, QAT_BITS))
+        for (method, granularity), bits in tqdm(choices, desc=f"qat, seed {seed}"):
+            model = qat_net(net, data, bits, method, granularity, seed)
+            yield method, granularity, bits, seed, test(model.convert(), data)
+
+
 RECIPE_COLUMNS = ("weight_strategy", "activation_strategy", "procedure")
 TABLES = {  # name: columns, and what yields the rows
     "ptq": (
         (*RECIPE_COLUMNS, "granularity", "weight_bits", "activation_bits", "seed", "accuracy"),
         ptq_rows,
     ),
+    "qat": (("method", "granularity", "bits", "seed", "accuracy"), qat_rows),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
 }
 
@@ -137,12 +185,16 @@ def load_table(name):
 
     Raises ValueError where there is no such table.
     """
-    if name not in TABLES:
-        raise ValueError(f"name is {name!r}; it must be one of {[*TABLES]}")
-    with as_file(files("qhelpers") / "tables" / f"{name}.csv") as path:
+    with as_file(files("qhelpers") / "tables" / f"{checked(name)}.csv") as path:
         return np.genfromtxt(
             path, delimiter=";", names=True, dtype=None, encoding="utf-8", comments=None
         )
+
+
+def checked(name):
+    if name not in TABLES:
+        raise ValueError(f"name is {name!r}; it must be one of {[*TABLES]}")
+    return name
 
 
 def select(table, **values):
@@ -153,19 +205,20 @@ def select(table, **values):
     return table[keep]
 
 
-def write_tables(folder):
-    """Run all experiments, and write the tables to `folder`."""
+def write_tables(folder, names=tuple(TABLES)):
+    """Run the experiments, and write the tables with these names to `folder`."""
     data = load_data()
-    for name, (columns, rows) in TABLES.items():
+    for name in names:
+        columns, rows = TABLES[checked(name)]
         lines = [columns, *rows(data)]
         path = folder / f"{name}.csv"
         with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter=";", lineterminator="\n").writerows(lines)
 
 
-def main():
-    """Write the tables of this checkout, from MNIST and on one thread."""
+def main(names):
+    """Write the tables with these names, or all, of this checkout, from MNIST and on one thread."""
     os.environ["QHELPERS_DATASET"] = "mnist"
     torch.set_num_threads(1)
     with as_file(files("qhelpers") / "tables") as folder:
-        write_tables(folder)
+        write_tables(folder, names or tuple(TABLES))

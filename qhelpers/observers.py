@@ -112,6 +112,10 @@ class PerChannelMinMaxObserver(MinMaxObserver):
         return torch.aminmax(channels.reshape(len(channels), -1), dim=1)
 
 
+class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver, PerChannelMinMaxObserver):
+    """Does for each index along `ch_axis` what MovingAverageMinMaxObserver does for all."""
+
+
 class HistogramObserver(MinMaxObserver):
     """Counts the numbers of all batches in a histogram, and asks a range strategy for the ends.
 

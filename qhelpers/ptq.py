@@ -84,15 +84,24 @@ def quantize_model(
         "bias_correction": bias_correction,
         "reduce_range": reduce_range,
     }
-    if model.training:
-        warnings.warn("model is in training mode; it is quantized as in evaluation mode",
-                      stacklevel=2)  # fmt: skip
-    quantized = QuantizedModel(model, options, per_layer or {})
-    if quantized.kept_in_float:
-        names = ", ".join(quantized.kept_in_float)
-        warnings.warn(f"these are not quantized and compute in floats: {names}", stacklevel=2)
+    quantized = unfrozen(model, options, per_layer)
     calibrate(quantized, [inputs_of(batch) for batch in calibration_batches], layer_after_layer)
     return quantized
+
+
+def unfrozen(model, options, per_layer):
+    """Return a QuantizedModel that computes in floats until its parts are frozen.
+
+    Warns of a model in training mode, and of what isn't quantized.
+    """
+    if model.training:
+        warnings.warn("model is in training mode; it is quantized as in evaluation mode",
+                      stacklevel=3)  # fmt: skip
+    graph, kept_in_float = quantized_graph(model, options, per_layer or {})
+    if kept_in_float:
+        names = ", ".join(kept_in_float)
+        warnings.warn(f"these are not quantized and compute in floats: {names}", stacklevel=3)
+    return QuantizedModel(graph, kept_in_float, options, per_layer or {})
 
 
 def inputs_of(batch):
@@ -144,10 +153,10 @@ class QuantizedModel(nn.Module):
     `state_dict()`; to load it, see `load_quantized`.
     """
 
-    def __init__(self, model, options, per_layer):
+    def __init__(self, graph, kept_in_float, options, per_layer):
         super().__init__()
+        self.graph, self.kept_in_float = graph, kept_in_float
         self.options, self.per_layer = options, per_layer
-        self.graph, self.kept_in_float = quantized_graph(model, options, per_layer)
 
     def forward(self, x):
         return self.graph(x)
@@ -173,7 +182,8 @@ def load_quantized(model, path):
         those of the file needn't be the same.
     """
     state = torch.load(path, weights_only=True)
-    quantized = QuantizedModel(model, **state["_extra_state"])
+    options = state["_extra_state"]
+    quantized = QuantizedModel(*quantized_graph(model, **options), **options)
     for module in quantized.graph.modules():
         if hasattr(module, "freeze"):
             module.freeze()

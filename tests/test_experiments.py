@@ -121,10 +121,9 @@ def test_tables_are_written_whole(monkeypatch, tmp_path):
     rows = [("training", 1, 0, "best", 0.96), ("test", 10, 1, "min-max", 0.125)]
     monkeypatch.setattr("qhelpers.experiments.load_data", lambda: rows)
     monkeypatch.setattr("qhelpers.experiments.files", lambda package: tmp_path)
-    monkeypatch.delitem(TABLES, "ptq")
     columns = TABLES["calibration"][0]
     monkeypatch.setitem(TABLES, "calibration", (columns, iter))
-    write_tables(tmp_path / "tables")
+    write_tables(tmp_path / "tables", ["calibration"])
     assert [tuple(row) for row in load_table("calibration")] == rows
     before = (tmp_path / "tables" / "calibration.csv").read_bytes()
 
@@ -134,7 +133,7 @@ def test_tables_are_written_whole(monkeypatch, tmp_path):
 
     monkeypatch.setitem(TABLES, "calibration", (columns, broken))
     with pytest.raises(KeyboardInterrupt):
-        write_tables(tmp_path / "tables")
+        write_tables(tmp_path / "tables", ["calibration"])
     assert (tmp_path / "tables" / "calibration.csv").read_bytes() == before
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["calibration.csv"]
 

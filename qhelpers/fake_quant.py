@@ -1,0 +1,115 @@
+"""Fake quantization, which rounds in the forward pass only, and steps that are learned with it."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class StraightThrough(torch.autograd.Function):
+    """x rounded to codes and back, with the gradients of the straight-through estimator.
+
+    To x the gradient passes as if nothing had been rounded, and not at all where x got no code
+    of its own: torch's rule. To the scale it is that of LSQ: code - zero_point - x / scale
+    within the codes, and code - zero_point where x lies beyond the first or the last.
+    Source: Bengio et al. 2013, section 2; Esser et al. 2020, equation 3.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, quant_min, quant_max):
+        codes = torch.round(x * (1 / scale)) + zero_point
+        clipped = codes.clamp(quant_min, quant_max)
+        steps = clipped - zero_point
+        ctx.save_for_backward(x, scale, clipped == codes, steps)
+        ctx.ends = quant_min - zero_point, quant_max - zero_point
+        return steps * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, scale, inside, steps = ctx.saved_tensors
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            (first, last), exact = ctx.ends, x / scale
+            within = (exact > first) & (exact < last)
+            change = torch.where(within, steps - exact, steps)
+            to_scale = (gradient * change).sum_to_size(scale.shape)
+        return torch.where(inside, gradient, 0), to_scale, None, None, None
+
+
+def fake_quantize(x, scale, zero_point, quant_min, quant_max, axis=0):
+    """Return x quantized and dequantized, as torch.fake_quantize_per_tensor_affine computes it.
+
+    x: float tensor.
+    scale, zero_point: tensors of shape (), or (channels,) along the axis `axis`, as for
+        torch.fake_quantize_per_channel_affine.
+    quant_min, quant_max: the first and the last code, integers.
+    """
+    if scale.ndim:
+        shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return StraightThrough.apply(x, scale, zero_point, quant_min, quant_max)
+
+
+class FakeQuantize(nn.Module):
+    """Fake-quantizes with the scale and zero point that its observer finds.
+
+    observer: one of qhelpers' observers, or None where scale and zero_point are given and fixed.
+    observing: whether the observer watches. It does so in training mode only; torch.ao's
+        watches in evaluation, too.
+    quantizing: whether anything is quantized; where not, x is returned.
+
+    Raises RuntimeError where it is to quantize before it has seen data.
+    Source: Jacob et al. 2018, section 3.
+    """
+
+    def __init__(
+        self, observer=None, *, scale=None, zero_point=None, quant_min=None, quant_max=None
+    ):
+        super().__init__()
+        self.observer, self.observing, self.quantizing = observer, observer is not None, True
+        self.quant_min = quant_min if observer is None else observer.quant_min
+        self.quant_max = quant_max if observer is None else observer.quant_max
+        self.register_buffer("scale", torch.tensor(math.nan) if scale is None else scale)
+        self.register_buffer("zero_point", torch.tensor(0) if zero_point is None else zero_point)
+
+    def forward(self, x):
+        if self.observing and self.training:
+            self.observer(x)
+            self.scale, self.zero_point = self.observer.calculate_qparams()
+        if not self.quantizing:
+            return x
+        scale = self.step(x)
+        if scale.isnan().any():
+            raise RuntimeError("FakeQuantize has seen no data; call it in training mode first")
+        return fake_quantize(x, scale, self.zero_point, self.quant_min, self.quant_max)
+
+    def step(self, x):
+        """Return the scale to quantize x with."""
+        return self.scale
+
+    def extra_repr(self):
+        return f"codes {self.quant_min} to {self.quant_max}"
+
+
+class LearnedStepSize(FakeQuantize):
+    """Fake-quantizes with a scale that is trained like a weight: LSQ. The zero point stays.
+
+    scale: where to start, shape () or (channels,). Its logarithm is what is trained, so that
+        it stays positive.
+
+    The first axis of its input is that of a weight's channels or of a batch's images. The
+    gradient of the scale is divided by the root of how many numbers each of them has, times
+    quant_max. Source: Esser et al. 2020, sections 2.1 and 2.2.
+    """
+
+    def __init__(self, scale, zero_point, quant_min, quant_max):
+        super().__init__(
+            scale=scale, zero_point=zero_point, quant_min=quant_min, quant_max=quant_max
+        )
+        del self.scale
+        self.log_scale = nn.Parameter(scale.log())
+
+    def step(self, x):
+        scale = self.log_scale.exp()
+        slow = scale / math.sqrt(x[0].numel() * self.quant_max)
+        return scale.detach() + (slow - slow.detach())  # scale, with the gradient of slow

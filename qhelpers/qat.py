@@ -1,0 +1,169 @@
+"""Quantization-aware training of the reader's own model: prepare, train, convert."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from qhelpers.fake_quant import FakeQuantize, LearnedStepSize
+from qhelpers.observers import (
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from qhelpers.ptq import QuantizedModel, calibrate, inputs_of, unfrozen
+from qhelpers.quantized import QuantizedActivation, QuantizedLayer
+
+METHODS = ("ste", "frozen", "lsq")
+
+
+def prepare_qat(
+    model,
+    weight_bits,
+    activation_bits,
+    method,
+    *,
+    calibration_batches,
+    granularity="per channel",
+    per_layer=None,
+):
+    """Return a copy of `model` that trains with fake quantization, a QATModel.
+
+    Train it as any other, then take its `convert()`. `model` stays as it is.
+
+    method: how the scales are found while the weights are trained.
+        "ste": by min-max, of the weights as they are, and of a moving average of activations.
+        "frozen": by squared error, before training; then they stay.
+        "lsq": they start like those, and are trained.
+    calibration_batches: what finds the scales at the start, as in `quantize_model`.
+
+    The other arguments, the layers that are quantized, the warnings and errors are those of
+    `quantize_model`, and ValueError where `method` is none of these. A BatchNorm that follows a
+    layer is folded into it before training, so that its statistics stay.
+    Source: Jacob et al. 2018, section 3; Esser et al. 2020 for "lsq".
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {METHODS}")
+    strategy = "min-max" if method == "ste" else "mse"
+    options = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "weight_strategy": strategy,
+        "activation_strategy": strategy,
+        "granularity": granularity,
+        "bias_correction": False,
+        "reduce_range": False,
+    }
+    quantized = unfrozen(model, options, per_layer)
+    layers = {
+        name: part
+        for name, part in quantized.graph.named_modules()
+        if isinstance(part, QuantizedLayer)
+    }
+    weights = {name: part.exact for name, part in layers.items()}
+    batches = [inputs_of(batch) for batch in calibration_batches]
+    calibrate(quantized, batches, layer_after_layer=False)
+    for name, part in list(quantized.graph.named_modules()):
+        if name in layers:
+            quantized.graph.set_submodule(name, TrainedLayer(part, weights[name], method))
+        elif isinstance(part, QuantizedActivation):
+            quantized.graph.set_submodule(name, trained_activation(part, method))
+    return QATModel(quantized.graph, quantized.kept_in_float, options, per_layer or {})
+
+
+class TrainedLayer(nn.Module):
+    """A Linear or Conv2d layer whose float weight is fake-quantized whenever it computes."""
+
+    def __init__(self, part, weight, method):
+        super().__init__()
+        self.bits, self.granularity = part.bits, part.granularity
+        self.layer = copy.deepcopy(part.layer)
+        self.layer.weight = nn.Parameter(weight.clone())
+        half = 2 ** (self.bits - 1)
+        scale, zero_point = part.scale.flatten(), torch.zeros(part.scale.numel(), dtype=torch.int32)
+        if method == "lsq":
+            self.fake = LearnedStepSize(scale, zero_point, -half, half - 1)
+        else:
+            # With this constant the average is the weight's range as it is now.
+            observer = MovingAveragePerChannelMinMaxObserver(
+                self.bits, symmetric=True, averaging_constant=1
+            )
+            ends = {"quant_min": -half, "quant_max": half - 1}
+            self.fake = FakeQuantize(
+                observer if method == "ste" else None, scale=scale, zero_point=zero_point, **ends
+            )
+        self.scale_shape = part.scale.shape
+
+    def rows(self):
+        """Return the weight as a matrix, a row for each scale."""
+        return self.layer.weight.reshape(math.prod(self.scale_shape), -1)
+
+    def forward(self, x):
+        weight = self.fake(self.rows()).reshape(self.layer.weight.shape)
+        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+
+    @torch.no_grad()
+    def convert(self):
+        """Return the QuantizedLayer that computes the same."""
+        scale = self.fake.step(self.rows())
+        codes = torch.round(self.rows() * (1 / scale[:, None]))
+        codes = codes.clamp(self.fake.quant_min, self.fake.quant_max)
+        part = QuantizedLayer(self.layer, self.bits, "min-max", self.granularity)
+        part.codes = codes.to(part.codes.dtype).reshape(part.codes.shape)
+        part.scale = scale.reshape(self.scale_shape)
+        part.freeze()
+        return part
+
+
+def trained_activation(part, method):
+    """Return what trains in the place of a QuantizedActivation."""
+    if method == "lsq":
+        return LearnedStepSize(part.scale, part.zero_point, 0, part.top)
+    observer = None
+    if method == "ste":  # start from the calibrated range
+        observer = MovingAverageMinMaxObserver(part.bits)
+        observer((torch.tensor([0, part.top]) - part.zero_point) * part.scale)
+    ends = {"quant_min": 0, "quant_max": part.top}
+    return FakeQuantize(observer, scale=part.scale, zero_point=part.zero_point, **ends)
+
+
+@torch.no_grad()
+def converted_activation(fake, strategy):
+    """Return the QuantizedActivation that computes the same."""
+    part = QuantizedActivation(fake.quant_max.bit_length(), strategy)
+    part.scale, part.zero_point = fake.step(torch.zeros(1, 1)), fake.zero_point.clone()
+    part.freeze()
+    return part
+
+
+class QATModel(nn.Module):
+    """A model that trains with fake quantization; `prepare_qat` makes it.
+
+    `graph` computes; its parts are TrainedLayer, FakeQuantize and LearnedStepSize.
+    `kept_in_float` names what isn't quantized.
+    """
+
+    def __init__(self, graph, kept_in_float, options, per_layer):
+        super().__init__()
+        self.graph, self.kept_in_float = graph, kept_in_float
+        self.options, self.per_layer = options, per_layer
+
+    def forward(self, x):
+        return self.graph(x)
+
+    def observe(self, observing):
+        """Let the observers of "ste" watch in training mode, or let the scales stay."""
+        for part in self.graph.modules():
+            if isinstance(part, FakeQuantize) and part.observer is not None:
+                part.observing = observing
+
+    def convert(self):
+        """Return the QuantizedModel with these weights and scales; this model stays as it is."""
+        graph = copy.deepcopy(self.graph).eval()
+        for name, part in list(graph.named_modules()):
+            if isinstance(part, TrainedLayer):
+                graph.set_submodule(name, part.convert())
+            elif isinstance(part, FakeQuantize) and name.startswith("quantize_"):
+                strategy = self.options["activation_strategy"]
+                graph.set_submodule(name, converted_activation(part, strategy))
+        return QuantizedModel(graph, self.kept_in_float, self.options, self.per_layer)
