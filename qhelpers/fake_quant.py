@@ -17,22 +17,23 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, quant_min, quant_max):
-        codes = torch.round(x * (1 / scale)) + zero_point
-        clipped = codes.clamp(quant_min, quant_max)
-        steps = clipped - zero_point
-        ctx.save_for_backward(x, scale, clipped == codes, steps)
+        exact = x * (1 / scale)
+        codes = torch.round(exact).add_(zero_point)
+        steps = codes.clamp(quant_min, quant_max)
+        inside = steps == codes
+        steps.sub_(zero_point)
+        ctx.save_for_backward(exact if ctx.needs_input_grad[1] else None, scale, inside, steps)
         ctx.ends = quant_min - zero_point, quant_max - zero_point
         return steps * scale
 
     @staticmethod
     def backward(ctx, gradient):
-        x, scale, inside, steps = ctx.saved_tensors
+        exact, scale, inside, steps = ctx.saved_tensors
         to_scale = None
         if ctx.needs_input_grad[1]:
-            (first, last), exact = ctx.ends, x / scale
+            first, last = ctx.ends
             within = (exact > first) & (exact < last)
-            change = torch.where(within, steps - exact, steps)
-            to_scale = (gradient * change).sum_to_size(scale.shape)
+            to_scale = (gradient * (steps - exact * within)).sum_to_size(scale.shape)
         return torch.where(inside, gradient, 0), to_scale, None, None, None
 
 

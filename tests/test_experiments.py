@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from qhelpers import load_data
-from qhelpers.experiments import (
+from qhelpers import has_torch_ao, load_data
+from qhelpers import test as accuracy_of
+from qhelpers.experiments import TABLES, load_table, select, write_tables
+from qhelpers.ptq_experiments import (
     BEST,
     BITS,
     CALIBRATIONS,
@@ -15,16 +17,14 @@ from qhelpers.experiments import (
     MSE,
     RECIPES,
     SEEDS,
-    TABLES,
     calibration_images,
     float_net,
-    load_table,
     ptq_accuracy,
-    select,
-    write_tables,
 )
+from qhelpers.qat_experiments import QAT_METHODS, QAT_TRAPS, batch_norm_rows, qat_net
 
 IMAGES = 10  # of 10,000, by which a row may differ on another CPU
+TRAINED = 0.002  # by which the accuracy of a network may, that was trained with 2 bits
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,8 @@ def test_the_best_recipe_loses_little(bits, most):
 
 
 def test_float_rows_are_the_networks_accuracy(mnist, nets):
-    from qhelpers import test
-
     for row in select(load_table("ptq"), procedure="float"):
-        accuracy = test(nets[row["seed"]], mnist)
+        accuracy = accuracy_of(nets[row["seed"]], mnist)
         assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
 
 
@@ -114,6 +112,41 @@ def test_calibrations_come_out_again(mnist, nets, source, count, draw, name):
     *bits, recipe = CALIBRATIONS[name]
     accuracy = ptq_accuracy(nets[0], mnist, images, *bits, recipe, "per channel")
     assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
+
+
+@pytest.mark.parametrize(
+    "method, granularity, epochs",
+    [*((*method, 1) for method in QAT_METHODS), ("lsq", "per channel", 2)],
+)
+def test_trained_rows_come_out_again(mnist, nets, method, granularity, epochs):
+    """The row of 2 bits of each method; the notebook trains some of these networks, too."""
+    rows = select(load_table("qat"), method=method, granularity=granularity, epochs=epochs)
+    (row,) = select(rows, bits=2, seed=0)
+    model = qat_net(nets[0], mnist, 2, method, granularity, 0, epochs)
+    assert accuracy_of(model.convert(), mnist) == pytest.approx(row["accuracy"], abs=TRAINED)
+
+
+@pytest.mark.skipif(not has_torch_ao(), reason="the table batch_norm needs torch.ao")
+def test_a_frozen_batch_norm_comes_out_again(mnist):
+    (row,) = select(load_table("batch_norm"), batch=2, statistics="frozen", seed=0)
+    found = next(found for found in batch_norm_rows(mnist) if found[:3] == (2, "frozen", 0))
+    assert found[3:] == pytest.approx((row["accuracy"], row["float"]), abs=TRAINED)
+
+
+def test_a_trap_comes_out_again(mnist, nets):
+    (row,) = select(load_table("qat_traps"), trap="logits at 2 bits, too", seed=0)
+    model = qat_net(nets[0], mnist, 2, "lsq", "per channel", 0, **QAT_TRAPS[row["trap"]])
+    assert accuracy_of(model.convert(), mnist) == pytest.approx(row["accuracy"], abs=TRAINED)
+
+
+@pytest.mark.parametrize("bits, most", [(8, 0.1), (4, 0.2), (3, 0.5), (2, 1.8)])
+def test_training_loses_little(bits, most):
+    """Mean of the seeds, below the control that was trained as long."""
+    qat = select(load_table("qat"), epochs=2)
+    control = select(qat, method="float")["accuracy"]
+    lsq = select(qat, method="lsq", bits=bits)["accuracy"]
+    assert len(control) == len(lsq) == len(SEEDS)
+    assert 100 * np.mean(control - lsq) <= most
 
 
 def test_tables_are_written_whole(monkeypatch, tmp_path):
