@@ -9,10 +9,10 @@ from torch import nn
 class StraightThrough(torch.autograd.Function):
     """x rounded to codes and back, with the gradients of the straight-through estimator.
 
-    To x the gradient passes as if nothing had been rounded, and not at all where x got no code
-    of its own: torch's rule. To the scale it is that of LSQ: code - zero_point - x / scale
-    within the codes, and code - zero_point where x lies beyond the first or the last.
-    Source: Bengio et al. 2013, section 2; Esser et al. 2020, equation 3.
+    To x the gradient passes as if nothing had been rounded, and is 0 where the code was clipped:
+    torch's rule. To the scale it is that of LSQ: code - zero_point - x / scale where x / scale
+    lies between quant_min - zero_point and quant_max - zero_point, code - zero_point beyond.
+    Source: Bengio et al. 2013 (for a threshold); Esser et al. 2020, equation 3.
     """
 
     @staticmethod
@@ -96,7 +96,7 @@ class LearnedStepSize(FakeQuantize):
     """Fake-quantizes with a scale that is trained like a weight: LSQ. The zero point stays.
 
     scale: where to start, shape () or (channels,). Its logarithm is what is trained, so that
-        it stays positive.
+        it stays positive; the paper trains the scale itself.
 
     The first axis of its input is that of a weight's channels or of a batch's images. The
     gradient of the scale is divided by the root of how many numbers each of them has, times
