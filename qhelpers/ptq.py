@@ -146,11 +146,10 @@ def show(batches, parts, quantized):
         part.observing = False
 
 
-class QuantizedModel(nn.Module):
-    """A model that computes with quantized weights and activations, in floats.
+class TracedModel(nn.Module):
+    """A model whose parts were replaced in its torch.fx graph.
 
-    `str` of it is a table of its layers. `kept_in_float` names what is not quantized. Save
-    `state_dict()`; to load it, see `load_quantized`.
+    `graph` computes. `kept_in_float` names what is not quantized.
     """
 
     def __init__(self, graph, kept_in_float, options, per_layer):
@@ -160,6 +159,13 @@ class QuantizedModel(nn.Module):
 
     def forward(self, x):
         return self.graph(x)
+
+
+class QuantizedModel(TracedModel):
+    """A model that computes with quantized weights and activations, in floats.
+
+    `str` of it is a table of its layers. Save `state_dict()`; to load it, see `load_quantized`.
+    """
 
     def extra_repr(self):
         return summary(self)

@@ -12,10 +12,11 @@ from qhelpers.observers import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from qhelpers.ptq import QuantizedModel, calibrate, inputs_of, unfrozen
+from qhelpers.ptq import QuantizedModel, TracedModel, calibrate, inputs_of, unfrozen
 from qhelpers.quantized import QuantizedActivation, QuantizedLayer
 
 METHODS = ("ste", "frozen", "lsq")
+PER_LAYER = ("weight_bits", "activation_bits", "granularity")
 
 
 def prepare_qat(
@@ -37,6 +38,7 @@ def prepare_qat(
         "frozen": by squared error, before training; then they stay.
         "lsq": they start like those, and are trained.
     calibration_batches: what finds the scales at the start, as in `quantize_model`.
+    per_layer: weight_bits, activation_bits and granularity of single layers, by name.
 
     The other arguments, the layers that are quantized, the warnings and errors are those of
     `quantize_model`, and ValueError where `method` is none of these. A BatchNorm that follows a
@@ -45,6 +47,10 @@ def prepare_qat(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {METHODS}")
+    for name, changed in (per_layer or {}).items():
+        for option in set(changed) - set(PER_LAYER):
+            raise ValueError(f"per_layer has the option {option!r} for {name!r}; it may have "
+                             f"{PER_LAYER}")  # fmt: skip
     strategy = "min-max" if method == "ste" else "mse"
     options = {
         "weight_bits": weight_bits,
@@ -139,20 +145,11 @@ def converted_activation(fake, strategy):
     return part
 
 
-class QATModel(nn.Module):
+class QATModel(TracedModel):
     """A model that trains with fake quantization; `prepare_qat` makes it.
 
-    `graph` computes; its parts are TrainedLayer, FakeQuantize and LearnedStepSize.
-    `kept_in_float` names what isn't quantized.
+    The parts of its `graph` are TrainedLayer, FakeQuantize and LearnedStepSize.
     """
-
-    def __init__(self, graph, kept_in_float, options, per_layer):
-        super().__init__()
-        self.graph, self.kept_in_float = graph, kept_in_float
-        self.options, self.per_layer = options, per_layer
-
-    def forward(self, x):
-        return self.graph(x)
 
     def observe(self, observing):
         """Let the observers of "ste" watch in training mode, or let the scales stay."""

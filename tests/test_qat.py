@@ -175,6 +175,12 @@ def test_a_layer_may_be_called_twice():
         (None, {"calibration_batches": [BATCH * torch.nan]}, ValueError, "^batch holds nan"),
         (None, {"calibration_batches": ["a"]}, TypeError, "^calibration_batches holds str"),
         (None, {"per_layer": {"9": {}}}, ValueError, "^per_layer names '9'; the layers are"),
+        (
+            None,
+            {"per_layer": {"0": {"activation_strategy": "dynamic"}}},
+            ValueError,
+            "^per_layer has the option 'activation_strategy' for '0'; it may have",
+        ),
         (None, {"granularity": "rows"}, ValueError, "^granularity is 'rows'; it must be"),
         (Untraceable(), {}, RuntimeError, "^torch.fx can't trace Untraceable: "),
         (nn.ReLU(), {}, ValueError, "^model has no Linear or Conv2d layer"),
