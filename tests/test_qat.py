@@ -115,6 +115,9 @@ def test_ste_follows_the_weights_and_observes_in_training_only(small):
     model.train()(BATCH)
     assert place.scale > scale
     weight = model.graph.get_submodule("0").layer.weight
+    with torch.no_grad():
+        weight.mul_(0.1)
+    model(BATCH)
     codes = model.convert().graph.get_submodule("0")
     assert torch.allclose(codes.scale.flatten(), weight.abs().amax(dim=1) / 7.5)
     scale = place.scale.clone()
@@ -122,7 +125,7 @@ def test_ste_follows_the_weights_and_observes_in_training_only(small):
     model(BATCH * 9)
     assert torch.equal(place.scale, scale)
     model.observe(True)
-    model(BATCH * 9)
+    model(BATCH * 900)
     assert place.scale > scale
 
 
