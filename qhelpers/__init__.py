@@ -11,6 +11,9 @@ from qhelpers.affine import (
 from qhelpers.data import load_data
 from qhelpers.experiments import load_table
 from qhelpers.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
+from qhelpers.integer import IntegerModel
+from qhelpers.integer_convert import integer_model
+from qhelpers.integer_file import load_integer_model, save_integer_model
 from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.observers import (
     HistogramObserver,
@@ -36,6 +39,7 @@ __all__ = [
     "ConvNet",
     "FakeQuantize",
     "HistogramObserver",
+    "IntegerModel",
     "LearnedStepSize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
@@ -51,8 +55,10 @@ __all__ = [
     "cross_entropy_range",
     "fake_quantize",
     "has_torch_ao",
+    "integer_model",
     "kl_range",
     "load_data",
+    "load_integer_model",
     "load_quantized",
     "load_table",
     "min_max_range",
@@ -62,6 +68,7 @@ __all__ = [
     "print_size_of_model",
     "quantization_error",
     "quantize_model",
+    "save_integer_model",
     "silence_known_warnings",
     "symmetric_dequantize",
     "symmetric_quantization",

@@ -144,14 +144,17 @@ def step_width(low, high, steps):
     return np.where(scale == 0, scale.dtype.type(1), scale)  # all zero: any scale will do
 
 
-def quantize(view, scale, zero, bottom, top, code_type):
-    """Return clamp(rint(view * (1 / scale)) + zero, bottom, top); scales as in `share_scales`."""
+def quantize(view, scale, zero, bottom, top, code_type, name="params"):
+    """Return clamp(rint(view * (1 / scale)) + zero, bottom, top); scales as in `share_scales`.
+
+    name: what an error calls the numbers.
+    """
     codes = np.empty(view.shape, code_type)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         factor = 1 / scale
         too_small = np.isinf(factor)
         for block in blocks(view.shape):
-            numbers, scales = checked_finite(view[block]), (slice(None), block[1])
+            numbers, scales = checked_finite(view[block], name), (slice(None), block[1])
             work = numbers * factor[scales]
             if too_small.any():
                 work = np.where(too_small[scales], numbers / scale[scales], work)

@@ -205,16 +205,21 @@ def quantized_graph(model, options, per_layer):
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
             raise ValueError(f"model has {name} on {tensor.device}; move it to the CPU first")
-    try:
-        graph = fx.symbolic_trace(copy.deepcopy(model).eval().float())
-    except Exception as error:  # whatever the model's own code raises when it is traced
-        raise RuntimeError(f"torch.fx can't trace {type(model).__name__}: {error}") from error
+    graph = traced(copy.deepcopy(model).eval().float())
     fold_batch_norms(graph)
     choices = Choices(graph, options, per_layer)
     kept = [named(node) for node in insert_quantized(graph, choices)]
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph, kept
+
+
+def traced(model):
+    """Return the torch.fx.GraphModule of a model, or raise RuntimeError where it has none."""
+    try:
+        return fx.symbolic_trace(model)
+    except Exception as error:  # whatever the model's own code raises when it is traced
+        raise RuntimeError(f"torch.fx can't trace {type(model).__name__}: {error}") from error
 
 
 def module_of(graph, node):

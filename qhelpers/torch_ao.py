@@ -1,8 +1,11 @@
-"""What the course needs to run torch.ao.quantization while it lasts: an engine, and silence."""
+"""What the course needs to run torch.ao.quantization while it lasts: an engine, silence, a
+quantized network, and its codes."""
 
+import copy
 import warnings
 
 import torch
+from torch import nn
 
 # In order of preference. The outputs in the notebooks were made with the first one.
 ENGINES = ("fbgemm", "qnnpack", "onednn")
@@ -42,3 +45,68 @@ def silence_known_warnings():
     """Hide the warnings in KNOWN_WARNINGS, which are about torch.ao's age; show all others."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+def quantize_by_torch(
+    net, images, engine="fbgemm", *, fused=True, granularity="per channel", reduce_range=True
+):
+    """Return a VerySimpleNet quantized by torch.ao: a sequence that computes in integers.
+
+    net: the trained VerySimpleNet. images: those to calibrate with. Ranges are min-max.
+    engine: one of torch's quantized engines; it becomes the current one.
+    fused: let each layer and its ReLU be one.
+    granularity: of the weights, "per tensor" or "per channel".
+    reduce_range: choose scale and zero point of the activations for 7 bits.
+    """
+    from torch.ao import quantization as ao
+
+    torch.backends.quantized.engine = engine
+    layers = [net.linear1, nn.ReLU(), net.linear2, nn.ReLU(), net.linear3]
+    parts = [ao.QuantStub(), nn.Flatten(), *copy.deepcopy(layers), ao.DeQuantStub()]
+    model = nn.Sequential(*parts).eval()
+    if fused:
+        model = ao.fuse_modules(model, [["2", "3"], ["4", "5"]])
+    per_channel = granularity == "per channel"
+    observer = ao.MinMaxObserver.with_args(dtype=torch.quint8, reduce_range=reduce_range)
+    model.qconfig = ao.QConfig(
+        activation=observer,
+        weight=ao.default_per_channel_weight_observer
+        if per_channel
+        else ao.default_weight_observer,
+    )
+    model = ao.prepare(model)
+    with torch.no_grad():
+        model(images)
+    return ao.convert(model)
+
+
+@torch.no_grad()
+def codes_of_torch(model, images):
+    """Return the codes that the children of a torch.ao model return, uint8 arrays, in order.
+
+    Those that only reshape are left out.
+    """
+    seen, hooks = [], []
+    for module in model.children():
+        if not isinstance(module, (nn.Flatten, nn.Identity)):
+            hooks.append(module.register_forward_hook(lambda m, x, out: seen.append(out)))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [out.int_repr().numpy() for out in seen if out.is_quantized]
+
+
+def engine_saturates(engine):
+    """Return whether an engine, on this CPU, adds two products in 16 bits.
+
+    Two inputs of 255 times two weights of 127 make 64,770, more than 32,767.
+    """
+    torch.backends.quantized.engine = engine
+    two = torch.ones(1, 2)
+    inputs = torch.quantize_per_tensor(255 * two, 1.0, 0, torch.quint8)
+    weights = torch.quantize_per_tensor(127 * two, 1.0, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(weights, torch.zeros(1))
+    total = torch.ops.quantized.linear(inputs, packed, 1000.0, 0)
+    return total.int_repr().item() < 65

@@ -1,0 +1,227 @@
+"""The layers of an integer model: each turns uint8 codes into uint8 codes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qhelpers.products import PRODUCTS, by_blas, largest_sum
+from qhelpers.requantize import ARITHMETICS
+
+
+@dataclass(frozen=True)
+class QParams:
+    """What codes stand for: (q - zero_point) * scale, with q from 0 to quant_max (at most 255)."""
+
+    scale: np.float32
+    zero_point: int
+    quant_max: int
+
+    def __post_init__(self):
+        scale = np.float32(self.scale)
+        object.__setattr__(self, "scale", scale)
+        if not (np.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale is {scale}; it must be positive and finite")
+        for name, allowed in [("quant_max", (1, 255)), ("zero_point", (0, self.quant_max))]:
+            value = getattr(self, name)
+            if type(value) is not int or not allowed[0] <= value <= allowed[1]:
+                raise ValueError(f"{name} is {value!r}; it must be an integer from {allowed[0]} "
+                                 f"to {allowed[1]}")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear layer, and the ReLU after it if `relu`. Codes of shape (n, in) become (n, out).
+
+    weight: int8, shape (out, in), codes of `weight_bits` bits with zero point 0.
+    weight_scale: float32, shape () per tensor or (out,) per channel.
+    bias: float32, shape (out,), in the unit of the outputs.
+    before, after: QParams of the inputs and of the outputs.
+
+    Raises ValueError where these don't fit together, or where 32 bits can't hold the sums.
+    """
+
+    name: str
+    weight: np.ndarray
+    weight_bits: int
+    weight_scale: np.ndarray
+    bias: np.ndarray
+    before: QParams
+    after: QParams
+    relu: bool
+
+    dimensions = 2  # of the weight; not a field
+
+    def __post_init__(self):
+        def check(right, message):
+            if not right:
+                raise ValueError(f"layer {self.name!r}: {message}")
+
+        weight, scale, bias = self.weight, self.weight_scale, self.bias
+        check(weight.dtype == np.int8 and weight.ndim == self.dimensions and weight.size,
+              f"weight is {weight.dtype} of shape {weight.shape}; it must be int8 with "
+              f"{self.dimensions} axes")  # fmt: skip
+        bits = self.weight_bits
+        check(type(bits) is int and 2 <= bits <= 8,
+              f"weight_bits is {bits!r}; it must be an integer from 2 to 8")  # fmt: skip
+        half = 2 ** (bits - 1)
+        check(-half <= weight.min() and weight.max() < half,
+              f"weight has codes from {weight.min()} to {weight.max()}; {bits} bits are "
+              f"{-half} to {half - 1}")  # fmt: skip
+        check(scale.dtype == np.float32 and scale.shape in ((), (len(weight),)),
+              f"weight_scale is {scale.dtype} of shape {scale.shape}; it must be float32, one "
+              "number or one for each output")  # fmt: skip
+        check(np.isfinite(scale).all() and (scale > 0).all(),
+              "weight_scale must be positive and finite")  # fmt: skip
+        check(bias.dtype == np.float32 and bias.shape == (len(weight),) and np.isfinite(bias).all(),
+              f"bias is {bias.dtype} of shape {bias.shape}; it must be float32, finite, one for "
+              "each output")  # fmt: skip
+        check(self.largest_sum < 2**31, f"its sums reach {self.largest_sum}, over 31 bits")
+
+    @property
+    def matrix(self):
+        """The weight with a row for each output, int8 of shape (out, k)."""
+        return self.weight
+
+    @property
+    def largest_sum(self):
+        """The largest size that a sum of products can have."""
+        return largest_sum(self.matrix, self.before.zero_point, self.before.quant_max)
+
+    def prepared(self, arithmetic, products):
+        """Return the function from codes to codes, one of ARITHMETICS by one of PRODUCTS."""
+        accumulators = self.accumulators(PRODUCTS[products])
+        requantize = ARITHMETICS[arithmetic](self)
+        lowest = self.after.zero_point if self.relu else 0
+
+        def layer(codes):
+            acc, shape = accumulators(codes)
+            new = requantize(acc)
+            np.maximum(new, lowest, out=new)
+            np.minimum(new, self.after.quant_max, out=new)
+            return self.in_place(new.astype(np.uint8), shape)
+
+        return layer
+
+    def accumulators(self, product=by_blas):
+        """Return the function from codes to accumulators (n, out), and the shape of the output."""
+        sums = product(self.matrix, self.before.zero_point, self.before.quant_max)
+        return lambda codes: (sums(self.checked(codes)), None)
+
+    def checked(self, codes):
+        """Return the codes, or raise ValueError where their shape doesn't fit the weight's."""
+        inputs = self.weight.shape[1] * getattr(self, "groups", 1)
+        if codes.ndim != self.dimensions or codes.shape[1] != inputs:
+            raise ValueError(f"layer {self.name!r} gets codes of shape {codes.shape}; they must "
+                             f"have {self.dimensions} axes, the second {inputs} long")  # fmt: skip
+        return codes
+
+    def in_place(self, codes, shape):
+        """Return the codes, a row for each place, as the next layer takes them."""
+        return codes
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Linear):
+    """A convolution, as a product of unfolded patches. Codes have the shape (n, channels, h, w).
+
+    weight: int8, shape (out, in / groups, height, width). stride, padding, dilation: pairs.
+    Padding stands for the real number 0. All else is as in Linear.
+    """
+
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    groups: int
+
+    dimensions = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_window(self)
+        if type(self.groups) is not int or self.groups < 1 or len(self.weight) % self.groups:
+            raise ValueError(f"layer {self.name!r}: groups is {self.groups!r}; it must divide the "
+                             f"{len(self.weight)} outputs")  # fmt: skip
+
+    @property
+    def matrix(self):
+        return self.weight.transpose(0, 2, 3, 1).reshape(len(self.weight), -1)
+
+    def accumulators(self, product=by_blas):
+        zero_point, quant_max = self.before.zero_point, self.before.quant_max
+        parts = np.split(self.matrix, self.groups)
+        sums = [product(part, zero_point, quant_max) for part in parts]
+        size = self.weight.shape[2:]
+
+        def accumulators(codes):
+            self.checked(codes)
+            patches = windows(codes, size, self.stride, self.padding, self.dilation, zero_point)
+            n, _, height, width = patches.shape[:4]
+            rows = [
+                group.transpose(0, 2, 3, 4, 5, 1).reshape(n * height * width, -1)
+                for group in np.split(patches, self.groups, axis=1)
+            ]
+            acc = [of_group(part) for of_group, part in zip(sums, rows)]
+            return np.concatenate(acc, axis=1), (n, height, width, -1)
+
+        return accumulators
+
+    def in_place(self, codes, shape):
+        return codes.reshape(shape).transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    """The largest code of each window: the code of the largest number."""
+
+    name: str
+    kernel_size: tuple
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+
+    def __post_init__(self):
+        check_window(self)
+
+    def prepared(self, arithmetic, products):
+        sizes = self.kernel_size, self.stride, self.padding, self.dilation
+        return lambda codes: windows(codes, *sizes, fill=0).max(axis=(4, 5))
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """max(q, zero_point): the code of max(x, 0)."""
+
+    name: str
+    zero_point: int
+
+    def prepared(self, arithmetic, products):
+        return lambda codes: np.maximum(codes, np.uint8(self.zero_point))
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """Gives what belongs to one image another shape; one length may be -1."""
+
+    name: str
+    shape: tuple
+
+    def prepared(self, arithmetic, products):
+        return lambda codes: codes.reshape(len(codes) if -1 in self.shape else -1, *self.shape)
+
+
+def windows(codes, size, stride, padding, dilation, fill):
+    """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size)."""
+    (height, width), (down, right) = size, padding
+    codes = np.pad(codes, ((0, 0), (0, 0), (down, down), (right, right)), constant_values=fill)
+    span = [(n - 1) * d + 1 for n, d in zip((height, width), dilation)]
+    view = np.lib.stride_tricks.sliding_window_view(codes, span, axis=(2, 3))
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def check_window(layer):
+    """Raise ValueError where stride, padding or dilation is no pair of sizes."""
+    for name, least in [("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)]:
+        pair = getattr(layer, name, (1, 1))
+        if len(pair) != 2 or not all(type(n) is int and n >= least for n in pair):
+            raise ValueError(f"layer {layer.name!r}: {name} is {pair!r}; it must be a pair of "
+                             f"integers, at least {least}")  # fmt: skip

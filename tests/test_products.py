@@ -1,0 +1,162 @@
+"""qhelpers.products and qhelpers.requantize: against sums and fractions computed one by one."""
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qhelpers.integer_layers import Linear, QParams
+from qhelpers.products import (
+    PRODUCTS,
+    by_blas,
+    largest_sum,
+    pairs_that_can_saturate,
+)
+from qhelpers.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
+
+CODE, WEIGHT = st.integers(0, 255), st.integers(-128, 127)
+EXTREME = st.sampled_from([0, 1, 127, 128, 254, 255])
+
+
+@st.composite
+def codes_and_weights(draw):
+    """Rows of codes up to quant_max, a weight, a zero point."""
+    length, quant_max = draw(st.integers(1, 9)), draw(st.integers(1, 255))
+    code = st.one_of(CODE, EXTREME).map(lambda q: min(q, quant_max))
+    weight = st.one_of(WEIGHT, st.sampled_from([-128, -127, 126, 127]))
+    row = lambda kind: st.lists(kind, min_size=length, max_size=length)  # noqa: E731
+    codes = np.array(draw(st.lists(row(code), min_size=1, max_size=3)), np.uint8)
+    weights = np.array(draw(st.lists(row(weight), min_size=1, max_size=3)), np.int8)
+    return codes, weights, draw(st.integers(0, quant_max)), quant_max
+
+
+def in_int16(number):
+    return max(-32768, min(32767, number))
+
+
+def one_by_one(codes, weights, zero_point, saturate):
+    """The sums in Python's integers; where `saturate`, pair by pair in 16 bits."""
+    result = []
+    for row in codes.tolist():
+        for weight in weights.tolist():
+            products = [q * w for q, w in zip(row, weight)]
+            pairs = [sum(products[i : i + 2]) for i in range(0, len(products), 2)]
+            total = sum(map(in_int16, pairs)) if saturate else sum(pairs)
+            result.append(total - zero_point * sum(weight))
+    return np.array(result).reshape(len(codes), len(weights))
+
+
+@given(codes_and_weights())
+def test_each_product_is_the_sum_computed_one_by_one(given):
+    codes, weights, zero_point, quant_max = given
+    for name, product in PRODUCTS.items():
+        sums = product(weights, zero_point, quant_max)(codes)
+        expected = one_by_one(codes, weights, zero_point, name == "saturating")
+        assert np.array_equal(sums, expected), name
+        assert (sums.dtype == np.int32) == (name == "integers")
+
+
+@given(codes_and_weights())
+def test_no_sum_is_larger_than_the_bound(given):
+    codes, weights, zero_point, quant_max = given
+    bound = largest_sum(weights, zero_point, quant_max)
+    assert np.abs(one_by_one(codes, weights, zero_point, False)).max() <= bound
+    partial = np.abs(np.cumsum(codes[:, None].astype(int) * weights, axis=2))
+    assert partial.max() <= bound
+    worst = [np.where(weights > 0, quant_max, 0), np.where(weights < 0, quant_max, 0)]
+    reached = [abs((w.astype(int) * weights).sum(axis=1)).max() for w in worst]
+    reached += [abs(((w - zero_point) * weights.astype(int)).sum(axis=1)).max() for w in worst]
+    assert max(reached) == bound  # it is no larger than it must be
+
+
+@given(codes_and_weights())
+def test_pairs_that_can_saturate_are_those_for_which_some_codes_do(given):
+    _, weights, _, quant_max = given
+    found = pairs_that_can_saturate(weights, quant_max)
+    for i, weight in enumerate(weights.tolist()):
+        for j in range(0, len(weight), 2):
+            pair = weight[j : j + 2]
+            ends = [sum(w * q for w, q in zip(pair, codes) if w * sign > 0)
+                    for sign in (1, -1) for codes in [(quant_max, quant_max)]]  # fmt: skip
+            assert found[i, j // 2] == any(in_int16(end) != end for end in ends)
+
+
+def test_sums_of_products_leave_float32_exact_only_where_it_is():
+    """One more than float32 can hold: float64 takes over, and the sum is right."""
+    few, many = np.full((1, 518), 127, np.int8), np.full((1, 519), 127, np.int8)
+    assert largest_sum(few, 0, 255) <= 2**24 < largest_sum(many, 0, 255)
+    for weights, dtype in [(few, np.float32), (many, np.float64)]:
+        codes = np.full((1, weights.shape[1]), 255, np.uint8)
+        sums = by_blas(weights, 0, 255)(codes)
+        assert sums.dtype == dtype and sums.item() == 255 * 127 * weights.shape[1]
+
+
+@given(st.floats(1e-30, 2**29, exclude_max=True))
+def test_the_multiplier_is_exact_to_one_part_in_two_to_the_31st(multiplier):
+    fixed, shift = (int(n) for n in fixed_point_multiplier(multiplier))
+    value = Fraction(fixed, 2**shift)
+    if multiplier >= 2**-32:
+        assert abs(value - Fraction(multiplier)) <= Fraction(multiplier) / 2**31
+        assert 2**30 <= fixed < 2**31
+    assert abs(value - Fraction(multiplier)) <= Fraction(1, 2**62) + Fraction(multiplier) / 2**31
+    assert 1 <= shift <= 62
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, 2.0**29, np.inf, np.nan])
+def test_multipliers_that_do_not_fit_are_refused(multiplier):
+    with pytest.raises(ValueError, match="^multiplier is .*must be positive and below 2"):
+        fixed_point_multiplier(multiplier)
+
+
+def layer(multiplier, bias=0.0, zero_point=0):
+    """A layer of one weight whose s_x s_w / s_y is `multiplier`."""
+    return Linear(
+        "fc",
+        np.ones((1, 1), np.int8),
+        8,
+        np.float32([1]),
+        np.float32([bias]),
+        QParams(1.0, 0, 255),
+        QParams(1 / multiplier, zero_point, 255),
+        False,
+    )
+
+
+@given(st.integers(-(2**30), 2**30), st.floats(2**-20, 2**3), st.integers(-1000, 1000))
+def test_fixed_point_rounds_once_halves_up(acc, multiplier, bias):
+    part = layer(multiplier, bias, 7)
+    fixed, shift = fixed_point_multiplier(1 / np.float64(part.after.scale))
+    exact = (acc + bias) * Fraction(int(fixed), 2 ** int(shift))
+    expected = (exact + Fraction(1, 2)).__floor__() + 7
+    assert fixed_point(part)(np.array([[acc]], np.int32)).item() == expected
+
+
+@given(st.integers(-(2**23), 2**23), st.floats(2**-20, 2**-3), st.floats(-1000, 1000))
+def test_each_arithmetic_is_near_the_real_number(acc, multiplier, bias):
+    """Half a unit for rounding, what a rounded bias is worth, and float32's own error."""
+    part = layer(multiplier, bias, 7)
+    exact = (acc + float(part.bias[0])) / float(part.after.scale) + 7
+    for name, arithmetic in ARITHMETICS.items():
+        code = arithmetic(part)(np.array([[acc]], np.float32)).item()
+        assert code == int(code)
+        slack = 0.5 + (0.5 / float(part.after.scale)) * (name in ("qnnpack", "fixed-point"))
+        assert abs(code - exact) <= slack + 4e-7 * abs(exact), name
+
+
+def test_the_bias_is_a_fused_multiply_add_per_tensor():
+    """fbgemm: b * (1 / s) is not rounded before it is added. Here that decides about a code."""
+    random = np.random.default_rng(0)
+    scale, bias = np.float32(0.0123), random.normal(0, 3, size=(1, 1000)).astype(np.float32)
+    acc = random.integers(-5000, 5000, size=(500, 1000)).astype(np.float32)
+    reciprocal, multiplier = np.float32(1) / scale, scale / np.float32(0.05)
+    part = SimpleNamespace(
+        before=QParams(scale, 0, 255), weight_scale=np.array(1, np.float32), bias=bias,
+        after=QParams(0.05, 0, 255),
+    )  # fmt: skip
+    ours = ARITHMETICS["fbgemm"](part)(acc.copy())
+    fused = (acc.astype(np.longdouble) + bias.astype(np.longdouble) * reciprocal).astype(np.float32)
+    assert np.array_equal(ours, np.rint(fused * multiplier))
+    assert not np.array_equal(fused, acc + bias * reciprocal)
