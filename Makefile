@@ -65,6 +65,7 @@ lint: $(READY)
 bench: $(READY)
 	@$(PY) -m tests.bench
 	@$(PY) -m tests.bench_affine
+	@$(PY) -m tests.bench_integer
 
 tables: $(READY)
 	@$(PY) -c 'import sys; from qhelpers.experiments import main; main(sys.argv[1:])' $(TABLE)

@@ -9,7 +9,7 @@ from qhelpers.packing import packed_bytes
 from qhelpers.products import PRODUCTS
 from qhelpers.requantize import ARITHMETICS
 
-BLOCK = 500  # images computed at a time: few enough to stay in the processor's cache
+BLOCK = 1000  # images computed at a time: few enough to stay in the processor's cache
 
 
 class IntegerModel:
