@@ -27,11 +27,8 @@ def fbgemm(layer):
     multiplier, zero_point = scale / layer.after.scale, layer.after.zero_point
 
     def requantize(acc):
-        y = (acc.astype(np.float32, copy=False) + bias).astype(np.float32, copy=False)
-        y *= multiplier
-        np.rint(y, out=y)
-        y += np.float32(zero_point)
-        return y
+        total = acc.astype(np.float32, copy=False) + bias
+        return rounded(total.astype(np.float32, copy=False), multiplier, zero_point)
 
     return requantize
 
@@ -44,13 +41,17 @@ def qnnpack(layer):
     multiplier, zero_point = scale * (ONE / layer.after.scale), layer.after.zero_point
 
     def requantize(acc):
-        y = (acc + bias).astype(np.float32)
-        y *= multiplier
-        np.rint(y, out=y)
-        y += np.float32(zero_point)
-        return y
+        return rounded((acc + bias).astype(np.float32), multiplier, zero_point)
 
     return requantize
+
+
+def rounded(total, multiplier, zero_point):
+    """Return round(total * multiplier) + zero_point, in the place of total, float32."""
+    total *= multiplier
+    np.rint(total, out=total)
+    total += np.float32(zero_point)
+    return total
 
 
 def onednn(layer):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,3 +161,52 @@ def test_the_bias_is_a_fused_multiply_add_per_tensor():
     fused = (acc.astype(np.longdouble) + bias.astype(np.longdouble) * reciprocal).astype(np.float32)
     assert np.array_equal(ours, np.rint(fused * multiplier))
     assert not np.array_equal(fused, acc + bias * reciprocal)
+
+
+def random_layer(seed, granularity, relu):
+    """A layer of 60 inputs and 40 outputs whose sums can't saturate, and codes for it.
+
+    Half of the biases are on ties of the accumulator's steps.
+    """
+    random = np.random.default_rng(seed)
+    channels = (40,) if granularity == "per channel" else ()
+    scales = random.uniform(0.001, 0.01, size=channels).astype(np.float32)
+    before = QParams(random.uniform(0.001, 0.05), int(random.integers(128)), 127)
+    after = QParams(random.uniform(0.1, 0.4), int(random.integers(128)), 255)
+    ties = (random.integers(-3000, 3000, size=40) + 0.5) * (before.scale * scales)
+    bias = np.where(np.arange(40) % 2, ties, random.normal(0, 3, size=40)).astype(np.float32)
+    weight = random.integers(-60, 61, size=(40, 60)).astype(np.int8)
+    codes = random.integers(0, 128, size=(25_000, 60)).astype(np.uint8)
+    return Linear("fc", weight, 8, scales, bias, before, after, relu), codes
+
+
+def by_torch(layer, codes, engine):
+    """What an engine of torch makes of the codes."""
+    torch.backends.quantized.engine = engine
+    before, after, weight = layer.before, layer.after, torch.tensor(layer.weight)
+    x = torch._make_per_tensor_quantized_tensor(
+        torch.tensor(codes), before.scale.item(), before.zero_point
+    )
+    if layer.weight_scale.ndim:
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        scales = torch.tensor(layer.weight_scale).double()
+        w = torch._make_per_channel_quantized_tensor(weight, scales, zeros, 0)
+    else:
+        w = torch._make_per_tensor_quantized_tensor(weight, layer.weight_scale.item(), 0)
+    packed = torch.ops.quantized.linear_prepack(w, torch.tensor(layer.bias))
+    linear = torch.ops.quantized.linear_relu if layer.relu else torch.ops.quantized.linear
+    return linear(x, packed, after.scale.item(), after.zero_point).int_repr().numpy()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel")
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+def test_random_layers_have_torch_s_codes(engine, granularity, relu):
+    """Eight million codes for each engine, from scales and biases that no network has."""
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"not tested: this machine has no {engine}")
+    for seed in range(2):
+        layer, codes = random_layer(seed, granularity, relu)
+        ours = layer.prepared(engine, "blas")(codes)
+        assert np.array_equal(ours, by_torch(layer, codes, engine))
