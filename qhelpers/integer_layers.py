@@ -85,7 +85,7 @@ class Linear:
     @property
     def largest_sum(self):
         """The largest size that a sum of products can have."""
-        return largest_sum(self.matrix, self.before.zero_point, self.before.quant_max)
+        return largest_sum(self.matrix, self.before.quant_max)
 
     def prepared(self, arithmetic, products):
         """Return the function from codes to codes, one of ARITHMETICS by one of PRODUCTS."""

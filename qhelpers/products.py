@@ -23,7 +23,7 @@ def by_blas(weight, zero_point, quant_max):
     In float32 where no sum on the way can exceed 2**24, below which it holds every integer, and
     in float64 elsewhere.
     """
-    dtype = np.float32 if largest_sum(weight, zero_point, quant_max) <= 2**24 else np.float64
+    dtype = np.float32 if largest_sum(weight, quant_max) <= 2**24 else np.float64
     columns = np.ascontiguousarray(weight.T, dtype)
     offset = (zero_point * weight.sum(axis=1, dtype=np.int64)).astype(dtype)
 
@@ -60,18 +60,16 @@ def saturating(weight, zero_point, quant_max):
     return accumulators
 
 
-def largest_sum(weight, zero_point, quant_max):
+def largest_sum(weight, quant_max):
     """Return the largest size that a sum of products can have, on the way or at the end.
 
     It is what the codes 0..quant_max can make of these weights: those that pull one way at
-    quant_max, the others at 0.
+    quant_max, the others at 0. To take off the zero point, which is one of the codes, makes no
+    sum larger.
     """
     up = weight.clip(min=0).sum(axis=1, dtype=np.int64)
     down = -weight.clip(max=0).sum(axis=1, dtype=np.int64)
-    ends = quant_max * np.maximum(up, down)
-    above = quant_max - zero_point  # the codes less the zero point: -zero_point to this
-    centred = np.maximum(above * up + zero_point * down, above * down + zero_point * up)
-    return int(np.maximum(ends, centred).max())
+    return int(quant_max * np.maximum(up, down).max())
 
 
 def pairs_that_can_saturate(weight, quant_max):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from qhelpers import (
     build_model,
+    choose_engine,
     has_torch_ao,
     integer_model,
     load_data,
@@ -286,6 +287,20 @@ def test_convolutions_have_torch_s_codes(data, engine, granularity):
     off, count = different(ours, codes_of_torch(theirs, images))
     # onednn has another kernel for each CPU and shape, and not all round in the same places.
     assert off <= (1e-5 * count if engine == "onednn" else 0)
+
+
+@pytest.mark.skipif(not has_torch_ao(), reason="this PyTorch has no torch.ao.quantization")
+def test_weights_with_a_zero_point_are_refused(small):
+    from torch.ao import quantization as ao
+
+    torch.backends.quantized.engine = choose_engine()
+    model = nn.Sequential(ao.QuantStub(), *small, ao.DeQuantStub()).eval()
+    affine = ao.MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_affine)
+    model.qconfig = ao.QConfig(activation=ao.default_observer, weight=affine)
+    model = ao.prepare(model)
+    model(BATCH)
+    with pytest.raises(ValueError, match="^1 has weights with a zero point; it must be 0"):
+        integer_model(ao.convert(model))
 
 
 @pytest.mark.parametrize("bits", [4, 2])
