@@ -14,7 +14,7 @@ help:
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
 	@echo 'make lint     ruff, on code and notebooks'
 	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
-	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search'
+	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search; PT2E compiled'
 	@echo 'make clean    remove build/ and caches'
 
 # The environment is current if it was made in this folder, still runs, and is newer than the pins.
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@rm -f $@
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -c constraints.txt $(CPU_INDEX) -e ".[dev]"
+	$(PY) -m pip install -c constraints.txt $(CPU_INDEX) -e ".[dev,deploy]"
 	@printf '%s' '$(CURDIR)' > $@
 
 ifeq ($(TORCH),cpu)
@@ -66,6 +66,7 @@ bench: $(READY)
 	@$(PY) -m tests.bench
 	@$(PY) -m tests.bench_affine
 	@$(PY) -m tests.bench_integer
+	@$(PY) -m tests.bench_pt2e
 
 tables: $(READY)
 	@$(PY) -c 'import sys; from qhelpers.experiments import main; main(sys.argv[1:])' $(TABLE)

@@ -9,11 +9,13 @@ from qhelpers.affine import (
     symmetric_quantization,
 )
 from qhelpers.data import load_data
+from qhelpers.deployment import require_deployment_packages
 from qhelpers.experiments import load_table
 from qhelpers.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
 from qhelpers.integer import IntegerModel
 from qhelpers.integer_convert import integer_model
 from qhelpers.integer_file import load_integer_model, save_integer_model
+from qhelpers.integer_onnx import integer_model_from_onnx
 from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.observers import (
     HistogramObserver,
@@ -56,6 +58,7 @@ __all__ = [
     "fake_quantize",
     "has_torch_ao",
     "integer_model",
+    "integer_model_from_onnx",
     "kl_range",
     "load_data",
     "load_integer_model",
@@ -68,6 +71,7 @@ __all__ = [
     "print_size_of_model",
     "quantization_error",
     "quantize_model",
+    "require_deployment_packages",
     "save_integer_model",
     "silence_known_warnings",
     "symmetric_dequantize",

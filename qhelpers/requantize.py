@@ -1,13 +1,14 @@
-"""Requantization: from accumulators to codes, as each of torch's engines does it, and in fixed
-point, without a float.
+"""Requantization: from accumulators to codes, as torch's engines and ONNX Runtime do it, and in
+fixed point, without a float.
 
-Each of the four takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
+Each of the five takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
 the scales of its inputs and weights, b its bias, s_y and z_y the scale and zero point of its
 outputs, and returns a function. It takes accumulators of shape (n, out), which it may overwrite,
 and returns the codes before they are clipped. What is computed once, when the layer is made
 ready, stands outside that function.
 
-The order of operations was found by comparing with torch's kernels, code by code (test_integer).
+The order of operations was found by comparing with their kernels, code by code (test_integer,
+test_integer_onnx).
 """
 
 import numpy as np
@@ -77,6 +78,19 @@ def onednn(layer):
     return requantize
 
 
+def onnxruntime(layer):
+    """round((acc + b_q) * (s_x s_w / s_y)) + z_y, with b_q = round(b / (s_x s_w)) an integer that
+    is added exactly."""
+    scale = layer.before.scale * layer.weight_scale
+    bias = np.rint(layer.bias / scale).astype(np.float64)
+    multiplier, zero_point = scale / layer.after.scale, layer.after.zero_point
+
+    def requantize(acc):
+        return rounded((acc + bias).astype(np.float32), multiplier, zero_point)
+
+    return requantize
+
+
 def fixed_point(layer):
     """((acc + b_q) * M_0 + half) >> shift, plus z_y, all in integers.
 
@@ -125,5 +139,6 @@ ARITHMETICS = {
     "fbgemm": fbgemm,
     "qnnpack": qnnpack,
     "onednn": onednn,
+    "onnxruntime": onnxruntime,
     "fixed-point": fixed_point,
 }

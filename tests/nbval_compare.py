@@ -1,9 +1,9 @@
 """Make nbval compare numbers with a tolerance, figures at all, and say what it compared.
 
-A float may be off by one in its last printed digit, or by X in a cell tagged ``tol-X``;
-an integer must be equal unless X is 1 or more. All else is exact, but where a number
-changed, the spacing in its line or brackets may follow. A figure must be there, and hold
-about as much ink as the committed one.
+A float may be off by one in its last printed digit, and an integer must be equal. In a cell
+tagged ``tol-X`` floats may be off by X below 1, or integers by X of 1 or more. All else is
+exact, but where a number changed, the spacing in its line or brackets may follow. A figure must
+be there, and hold about as much ink as the committed one.
 
 Cells tagged ``mnist``, ``engine`` or ``timing`` print what is only the same with MNIST, with
 the quantized engine that made the committed outputs, or never. Where it isn't the same they
@@ -21,9 +21,11 @@ from decimal import Decimal
 import nbformat
 import numpy as np
 import PIL.Image
+import pytest
 from nbval.plugin import IPyNbCell
 
 from qhelpers import choose_engine, load_data
+from qhelpers.deployment import install_arguments, missing_packages
 from qhelpers.torch_ao import ENGINES
 
 # The kernels inherit these: no progress bars, and numbers that don't depend on the cores.
@@ -36,6 +38,10 @@ TOLERANCE_TAG = re.compile(r"tol-(\d+\.?\d*(?:e-?\d+)?)")
 OTHER_TAGS = ("mnist", "engine", "timing", "raises-exception")
 PNG = "iVBORw0KGgo"  # how every PNG begins in base64
 INK_TOLERANCE = 0.1  # a figure's ink may differ by this part of it
+WITHOUT_EXTRA = pytest.mark.skipif(
+    bool(missing_packages()),
+    reason=f"not installed: {', '.join(missing_packages())} (pip install {install_arguments()})",
+)
 
 
 class Output(str):
@@ -56,7 +62,7 @@ class Output(str):
 
     def close(self, ref, new):
         allowed = max(last_digit(ref), last_digit(new))
-        if self.tolerance is not None and (allowed or self.tolerance >= 1):
+        if self.tolerance is not None and (allowed > 0) == (self.tolerance < 1):
             allowed = self.tolerance
         return abs(Decimal(ref) - Decimal(new)) <= allowed
 
@@ -185,6 +191,8 @@ def pytest_collection_modifyitems(items):
             continue
         item.__class__ = ComparedCell
         item.why_not = why_not_compared(tags(item.cell))
+        if "require_deployment_packages()" in item.path.read_text(encoding="utf-8"):
+            item.add_marker(WITHOUT_EXTRA)
         item.parent.skip_compare = tuple(set(item.parent.skip_compare) - {"image/png"})
         if item.cell.outputs:
             item.user_properties.append(("notebook cell", item.why_not or "compared"))

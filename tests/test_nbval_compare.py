@@ -47,6 +47,7 @@ def test_close_numbers_are_equal(ref, new, tolerance):
         ("96.00%", "95.98%", None),
         ("100 images", "101 images", None),
         ("100 images", "101 images", 0.5),
+        ("96.00%, 100 bytes", "96.02%, 103 bytes", 5),
         ("accuracy 0.96", "Accuracy 0.96", None),
         ("one\ntwo", "one", None),
         ("0.5 0.5", "0.5", None),

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 RANGES = {
     canonicalize_name(requirement.name): requirement
-    for requirement in map(Requirement, PROJECT["dependencies"] + EXTRAS["dev"])
+    for requirement in map(Requirement, PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["deploy"])
 }
 
 
@@ -77,7 +77,7 @@ def test_conda_builds_the_pinned_versions():
     assert with_pip["pip"] == [
         "--extra-index-url https://download.pytorch.org/whl/cpu",
         "--constraint constraints.txt",
-        "--editable .[dev]",
+        "--editable .[dev,deploy]",
     ]
     assert [entry.partition("=")[0] for entry in conda] == ["python", "pip"]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(

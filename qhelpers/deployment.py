@@ -1,0 +1,41 @@
+"""The optional packages of notebook 6: whether they are here, and the one line that they log."""
+
+import importlib.util
+import logging
+from importlib.metadata import requires
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torchao")
+KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torchao is imported
+
+
+def require_deployment_packages():
+    """Raise ModuleNotFoundError where one of PACKAGES is missing; it says what installs them.
+
+    Where all are there, hide the line KNOWN_LOG, which is about torchao's own code.
+    """
+    missing = missing_packages()
+    if missing:
+        command = f"pip install {install_arguments()}"
+        raise ModuleNotFoundError(
+            f"not installed: {', '.join(missing)}. This notebook needs them: {command} "
+            f"(in a cell: %{command}), and then restart the kernel."
+        )
+    logging.getLogger("torch.utils._pytree").addFilter(is_unknown)
+
+
+def missing_packages():
+    """Return those of PACKAGES that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def install_arguments():
+    """Return the requirements of the extra "deploy", each in quotes, for pip.
+
+    They don't name PyTorch, so pip leaves the one that is there.
+    """
+    extra = [need.split(";")[0].strip() for need in requires("qhelpers") if '"deploy"' in need]
+    return " ".join(f'"{need}"' for need in extra)
+
+
+def is_unknown(record):
+    return not record.getMessage().startswith(KNOWN_LOG)

@@ -1,0 +1,121 @@
+"""Where the extra "deploy" is not installed: notebook 6 says what installs it, all else runs."""
+
+import ast
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from packaging.requirements import Requirement
+
+from qhelpers.deployment import PACKAGES, install_arguments, missing_packages
+from tools.notebooks import KERNEL_ENVIRONMENT, code_cells
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRA = PROJECT["optional-dependencies"]["deploy"]
+# Python runs this before all else: for its finders, the packages are nowhere.
+SITE = f"""
+import sys
+
+for finder in sys.meta_path:
+    if getattr(finder, "__name__", "") == "PathFinder":
+        find_spec = finder.find_spec
+        finder.find_spec = lambda name, *rest: (
+            None if name.partition(".")[0] in {PACKAGES} else find_spec(name, *rest)
+        )
+"""
+
+
+def environment_without_them(folder):
+    """The environment of a process in which the packages of the extra aren't installed.
+
+    folder: where to write the file that hides them.
+    """
+    (folder / "sitecustomize.py").write_text(SITE)
+    return os.environ | KERNEL_ENVIRONMENT | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def without_them(tmp_path):
+    return environment_without_them(tmp_path)
+
+
+def test_they_are_hidden_where_a_test_says_so(without_them):
+    for name in PACKAGES:
+        run = subprocess.run([sys.executable, "-c", f"import {name}"], env=without_them,
+                             capture_output=True, text=True)  # fmt: skip
+        assert f"ModuleNotFoundError: No module named '{name}'" in run.stderr
+
+
+def test_the_command_installs_the_extra():
+    asked = [Requirement(need) for need in shlex.split(install_arguments())]
+    assert {*asked} == {*map(Requirement, EXTRA)}
+    assert sorted(need.name for need in asked) == [*PACKAGES]
+
+
+def test_notebook_6_stops_and_says_what_installs_them(without_them):
+    path = next((ROOT / "notebooks").glob("06*.ipynb"))
+    notebook = nbformat.read(path, as_version=4)
+    for cell in code_cells(notebook):
+        cell.execution_count = None
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        extra_arguments=["--log-level=40"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    with pytest.raises(CellExecutionError) as raised:
+        client.execute(env=without_them)
+    assert raised.value.ename == "ModuleNotFoundError"
+    assert raised.value.evalue.startswith(f"not installed: {', '.join(PACKAGES)}.")
+    assert f"pip install {install_arguments()}" in raised.value.evalue
+    ran = [cell for cell in code_cells(notebook) if cell.execution_count]
+    assert len(ran) == 2  # the set-up cell, and the one that stops
+
+
+def test_the_module_needs_none_of_them(without_them):
+    names = sorted(path.stem for path in (ROOT / "qhelpers").glob("*.py") if path.stem[0] != "_")
+    script = "".join(f"import qhelpers.{name}\n" for name in names)
+    script += "import qhelpers, sys\nassert not {PACKAGES} & {*sys.modules}".replace(
+        "{PACKAGES}", repr({*PACKAGES})
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], env=without_them, check=True)
+
+
+@pytest.mark.skipif(bool(missing_packages()), reason=f"not installed: {missing_packages()}")
+def test_one_line_of_torchao_is_hidden_and_no_other():
+    script = (
+        "from qhelpers import require_deployment_packages\n"
+        "require_deployment_packages()\n"
+        "import torchao.quantization, logging\n"
+        "logging.getLogger('torch.utils._pytree').warning('another line')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.endswith("another line\n")
+
+
+def imported(source):
+    """The top names of all that a piece of code imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+
+
+def test_no_other_notebook_imports_them():
+    importing = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and {*imported(cell.source)} & {*PACKAGES}:
+                importing.add(path.stem[:2])
+    assert importing == {"06"}
