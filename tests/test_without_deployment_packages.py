@@ -10,12 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
 
 from qhelpers.deployment import PACKAGES, install_arguments, missing_packages
-from tools.notebooks import KERNEL_ENVIRONMENT, code_cells
+from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -65,15 +64,8 @@ def test_notebook_6_stops_and_says_what_installs_them(without_them):
     notebook = nbformat.read(path, as_version=4)
     for cell in code_cells(notebook):
         cell.execution_count = None
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        extra_arguments=["--log-level=40"],
-        resources={"metadata": {"path": str(path.parent)}},
-    )
     with pytest.raises(CellExecutionError) as raised:
-        client.execute(env=without_them)
+        client_of(notebook).execute(env=without_them)
     assert raised.value.ename == "ModuleNotFoundError"
     assert raised.value.evalue.startswith(f"not installed: {', '.join(PACKAGES)}.")
     assert f"pip install {install_arguments()}" in raised.value.evalue

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from qhelpers import has_torch_ao
 from tests.nbval_compare import Output, data_name, tags, tolerance
 from tests.test_without_deployment_packages import environment_without_them
-from tools.notebooks import code_cells
+from tools.notebooks import client_of, code_cells
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -48,14 +47,9 @@ def test_the_notebook_runs_without_it(path, tmp_path):
     committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(TAKE_IT_AWAY))
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        extra_arguments=["--log-level=40"],
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute(env=environment_without_them(tmp_path))  # a cell that raises ends it
+    client_of(notebook).execute(
+        env=environment_without_them(tmp_path)
+    )  # a cell that raises ends it
     said = 0
     for before, after in zip(code_cells(committed), code_cells(notebook)[1:]):
         assert before.source == after.source

@@ -54,6 +54,19 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def client_of(notebook, **options):
+    """Return what executes the notebook in a kernel of its own, in the notebooks' folder."""
+    return NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        coalesce_streams=True,
+        extra_arguments=["--log-level=40"],  # errors: the kernel's log is not the notebook's
+        resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        **options,
+    )
+
+
 def execute(notebook, name, refresh):
     """Execute the notebook in place; return what went wrong as text, or None."""
     cells = code_cells(notebook)
@@ -69,16 +82,7 @@ def execute(notebook, name, refresh):
         def ends(cell, cell_index, execute_reply):
             progress.update()
 
-        client = NotebookClient(
-            notebook,
-            timeout=CELL_TIMEOUT,
-            kernel_name="python3",
-            coalesce_streams=True,
-            extra_arguments=["--log-level=40"],  # errors: the kernel's log is not the notebook's
-            resources={"metadata": {"path": str(ROOT / "notebooks")}},
-            on_cell_execute=starts,
-            on_cell_executed=ends,
-        )
+        client = client_of(notebook, on_cell_execute=starts, on_cell_executed=ends)
         environment = os.environ | KERNEL_ENVIRONMENT
         if refresh:
             environment["QHELPERS_DATASET"] = "mnist"  # the committed numbers are MNIST's
