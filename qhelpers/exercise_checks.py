@@ -66,8 +66,8 @@ def codes_of_torch(quantize):
     require(np.array_equal(ties, given), "Your function changes the array that it is given.")
     require((codes == np.rint(codes)).all(), "Codes are integers.")
     require(codes.min() >= 0 and codes.max() <= 255, "Some codes are not from 0 to 255.")
-    wanted = torch.quantize_per_tensor(torch.tensor(ties), float(scale), zero, torch.quint8)
-    off = np.sum(codes != wanted.int_repr().numpy())
+    back = torch.fake_quantize_per_tensor_affine(torch.tensor(ties), float(scale), zero, 0, 255)
+    off = np.sum(codes != np.rint(back.numpy() / scale) + zero)
     inverse, z = np.float32(1) / scale, np.float32(zero)
     hints = {
         "divide once, 1 / s, and multiply by that": np.rint(ties / scale) + z,
@@ -250,7 +250,7 @@ def fixed_point_product(multiply):
         even = np.rint([n / 2**shift for n in exact])
         require(np.array_equal(even, wanted) or not np.array_equal(codes, even),
                 "It rounds halves to even, as floats do. Add half a unit and shift.")  # fmt: skip
-        require(np.array_equal(codes, wanted), f"{acc[codes != wanted][0]:,} times {M_0:,}, "
+        require(np.array_equal(codes, wanted), f"{acc[codes != wanted][:1]} times {M_0:,}, "
                 f"shifted by {shift}, is not right. Does the product fit its type?")  # fmt: skip
 
 
@@ -284,12 +284,6 @@ def standard_error(error_of):
         require(near(error, right), hint)
 
 
-def damaged_layer(name):
-    require(isinstance(name, str), f"It should be a layer's name, and is {name!r}.")
-    require(name != "linear3", "linear3 is off because what it gets is off.")
-    require(name == "linear2", "Which layer is the first whose codes are far off?")
-
-
 CHECKS = {
     "1.1": scale_and_zero_point,
     "1.2": codes_of_torch,
@@ -308,5 +302,4 @@ CHECKS = {
     "5.3": largest_saturation,
     "6.1": bytes_of_the_file,
     "6.2": standard_error,
-    "6.3": damaged_layer,
 }

@@ -1,0 +1,221 @@
+"""Each exercise: not tried as it stands, right with its solution, refused with what is wrong."""
+
+import ast
+import os
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from qhelpers.deployment import missing_packages
+from qhelpers.exercise_checks import CHECKS
+from qhelpers.exercises import check
+from tests.test_notebooks import PATHS
+from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
+
+CHECKED = re.compile(r'^check\("(\d\.\d)", .*\)$', re.MULTILINE)
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n.+\n\n</details>", re.DOTALL
+)
+ROUND = "import numpy as np\ndef quantize(x, scale, zero_point, bits):\n    "
+FOLD = (
+    "def fold(layer, norm):\n    factor = norm.weight / (norm.running_var + norm.eps).sqrt()\n    "
+)
+STE = "import torch\ndef fake_quantize(x, scale, zero_point, quant_min, quant_max):\n    "
+PTQ = "quantized = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
+# Wrong answers, each with a part of the hint that it must get.
+WRONG = {
+    "1.1": [
+        ("scale, zero_point = 0.25, 4", "15 steps"),
+        ("scale, zero_point = 4 / 15, -4", "sign"),
+        ("scale, zero_point = 4 / 15, 3.75", "an integer"),
+        ("scale, zero_point = 4 / 15, 3", "not down"),
+        ("scale, zero_point = 'wide', 4", "should be a number"),
+    ],
+    "1.2": [
+        (ROUND + "return np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1)", "divide once"),
+        (
+            ROUND + "return np.clip(np.rint(x * (np.float32(1) / scale) + np.float32(zero_point)), "
+            "0, 2**bits - 1)",
+            "after rounding",
+        ),
+        (ROUND + "return np.rint(x * (1 / scale)) + zero_point", "not from 0 to 255"),
+        (ROUND + "return np.clip(np.rint(x * (1 / scale)) + zero_point, 0, 255)", "end at 15"),
+        (ROUND + "np.rint(x)", "return something"),
+        (ROUND + "return x.no_such_thing", "AttributeError"),
+    ],
+    "1.3": [("numbers = [0, 1, 255]", "no error at all"), ("numbers = []", "at least one")],
+    "2.1": [("codes = 16", "16 codes cover"), ("codes = 2", "nearer to 1.2")],
+    "2.2": [("bits = 4", "take space"), ("bits = 4 + 2 / 128", "16 bits"), ("bits = 20", "share")],
+    "2.3": [
+        (
+            "import qhelpers\ndef absolute_range(params, bits):\n"
+            "    return qhelpers.min_max_range(params)",
+            "mean absolute error is",
+        ),
+        ("def absolute_range(params, bits):\n    return 1, -1", "(low, high)"),
+        ("def absolute_range(params, bits):\n    return 0.5", "2 numbers"),
+    ],
+    "3.1": [
+        ("low, high = -3, 4", "min-max"),
+        ("low, high = -2, 3", "plain mean"),
+        ("low, high = -2.8, 3.8", "other way round"),
+    ],
+    "3.2": [
+        (
+            FOLD + "return layer.weight * factor[:, None], norm.bias - factor * norm.running_mean",
+            "a bias of its own",
+        ),
+        (
+            FOLD + "return (layer.weight * factor[:, None], "
+            "norm.bias + layer.bias - factor * norm.running_mean)",
+            "scales the layer's own bias",
+        ),
+        (
+            FOLD + "factor = norm.weight / norm.running_var.sqrt()\n"
+            "    return layer.weight * factor[:, None], layer.bias",
+            "Add eps",
+        ),
+        (
+            FOLD + "layer.weight.mul_(factor[:, None])\n    return layer.weight, layer.bias",
+            "changes the layer's weight",
+        ),
+    ],
+    "3.3": [
+        (PTQ.format(4), "3 are allowed"),
+        (PTQ.format("2, 2"), "points; 0.5"),
+        ("quantized = net", "quantize_model returns"),
+    ],
+    "4.1": [
+        ("gradient = [0, 0, 1, 0, 0]", "after rounding"),
+        ("gradient = [0, 0, 0, 0, 0]", "leaves out the rounding"),
+        ("gradient = [0, 1, 1]", "5 numbers"),
+    ],
+    "4.2": [("gradient = [-2, 0.3, -0.4, 1]", "sign"), ("gradient = [0, -0.3, 0.4, 0]", "Beyond")],
+    "4.3": [
+        (
+            STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
+            "    return (codes - zero_point) * scale",
+            "goes through round",
+        ),
+        (
+            STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
+            "    return x + ((codes - zero_point) * scale - x).detach()",
+            "clamp outside",
+        ),
+        (STE + "return x.detach()", "lost its gradient"),
+        (STE + "return x + 0", "values are not"),
+    ],
+    "5.1": [("longest = 18", "times -8"), ("longest = 32", "32,767")],
+    "5.2": [
+        (
+            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
+            "    return acc.astype(np.int64) * M_0 >> shift",
+            "rounds down",
+        ),
+        (
+            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
+            "    return np.rint(acc * (M_0 / 2**shift))",
+            "a float came in",
+        ),
+        (
+            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
+            "    return np.rint(acc * (M_0 / 2**shift)).astype(int)",
+            "halves to even",
+        ),
+    ],
+    "5.3": [
+        ("inputs, weights = [255, 255], [127, 127]", "More is possible"),
+        ("inputs, weights = [1, 1], [1, 1]", "16 bits hold that"),
+        ("inputs, weights = [256, 255], [127, 127]", "0 to 255"),
+    ],
+    "6.1": [
+        ("bytes_of_numbers = 89_400", "A bias for each"),
+        ("bytes_of_numbers = 90_240", "210 of both"),
+    ],
+    "6.2": [
+        (
+            "def standard_error(accuracy, images):\n"
+            "    return (accuracy * (1 - accuracy) / images) ** 0.5",
+            "not in points",
+        ),
+        (
+            "def standard_error(accuracy, images):\n"
+            "    return 100 * accuracy * (1 - accuracy) / images",
+            "Take the root",
+        ),
+    ],
+}
+
+
+def exercises(notebook):
+    """Yield the number, the code and the solution of each exercise."""
+    for cell, below in zip(notebook.cells, notebook.cells[1:] + [None]):
+        found = CHECKED.search(cell.source) if cell.cell_type == "code" else None
+        if found:
+            solutions = SOLUTION.findall(below.source)
+            assert len(solutions) == 1, f"exercise {found[1]} has no folded solution below it"
+            yield found[1], cell.source, solutions[0]
+
+
+def solved(code, answer):
+    """The code of an exercise with this answer in the place of the dots."""
+    return f"{answer}\n{code[CHECKED.search(code).start() :]}"
+
+
+def section(notebook):
+    """The code of the section Your turn up to its first exercise."""
+    start = next(i for i, c in enumerate(notebook.cells) if c.source.startswith("## Your turn"))
+    return notebook.cells[start + 1].source
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_every_notebook_has_exercises():
+    found = [[number for number, *_ in exercises(nbformat.read(p, as_version=4))] for p in PATHS]
+    assert all(len(numbers) >= 2 for numbers in found)
+    assert [number for numbers in found for number in numbers] == [*CHECKS] == [*WRONG]
+    assert all(numbers[0][0] == path.stem[1] for numbers, path in zip(found, PATHS))
+
+
+def test_untouched_wrong_and_right_answers_get_their_verdict(notebook):
+    """In a kernel that has run only the set-up cell and the section itself."""
+    cells = [code_cells(notebook)[0].source, section(notebook)]
+    expected = []
+    for number, code, solution in exercises(notebook):
+        attempts = [(code, "not tried yet.")]
+        attempts += [(solved(code, answer), hint) for answer, hint in WRONG[number]]
+        attempts += [(solved(code, solution), "right.")]
+        for attempt, verdict in attempts:
+            cells.append(attempt)
+            expected.append((f"Exercise {number}: ", verdict, attempt))
+    run = new_notebook(cells=[*map(new_code_cell, cells)])
+    client_of(run).execute(env=os.environ | KERNEL_ENVIRONMENT)
+    for cell, (number, verdict, attempt) in zip(run.cells[2:], expected, strict=True):
+        assert len(cell.outputs) == 1, (attempt, cell.outputs)
+        output = cell.outputs[0]
+        assert output.text.startswith(number), attempt
+        said = output.text.removeprefix(number)
+        if verdict.endswith("."):
+            assert said == f"{verdict}\n", attempt
+        else:
+            assert said.startswith("not right yet. ") and verdict in said, attempt
+
+
+@pytest.mark.skipif(bool(missing_packages()), reason=f"not installed: {missing_packages()}")
+def test_the_committed_page_says_not_tried_yet(notebook):
+    for cell in code_cells(notebook):
+        if CHECKED.search(cell.source):
+            assert cell.outputs[0].text.endswith(": not tried yet.\n")
+            ast.parse(cell.source)
+
+
+def test_a_mistaken_call_is_refused():
+    with pytest.raises(ValueError, match="exercise is '9.9'; there are 1.1, "):
+        check("9.9", 1)
+    with pytest.raises(TypeError, match="exercise 1.1 takes 2 answers"):
+        check("1.1", 1)
