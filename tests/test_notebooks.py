@@ -1,5 +1,6 @@
 """What nbval passes over: cells that were never run, figures, paths, badges, and what all share."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from tests.nbval_compare import Output, ink
 from tools.badges import FORMS, pattern, place, written
-from tools.notebooks import code_cells
+from tools.notebooks import code_cells, describe_figures
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -41,6 +42,13 @@ def faults(notebook):
         if ("plt.show()" in cell.source) != bool(figures):
             found.append(f"In [{number}] calls plt.show() and has no figure, or the reverse")
         found += [f"In [{number}] has a blank figure" for png in figures if ink(png) == 0]
+        texts = [
+            output.metadata.get("image/png", {}).get("alt", "")
+            for output in cell.outputs
+            if "image/png" in output.get("data", {})
+        ]
+        if any(len(text) < 40 for text in texts):
+            found.append(f"In [{number}] has a figure without alternative text")
         for output in cell.outputs:
             if output.output_type == "error":
                 found.append(f"In [{number}] holds an error: {output.ename}")
@@ -71,12 +79,24 @@ SPOIL = {
         nbformat.v4.new_output("stream", name="stdout", text="in /home/somebody/quant.py")
     ),
     "no figure": lambda cell: cell.update(outputs=[]),
+    "no alternative text": lambda cell: cell.outputs[0].metadata.clear(),
     "a blank figure": lambda cell: cell.outputs[0].data.update({"image/png": BLANK_PNG}),
 }
 # A white PNG of one pixel.
 BLANK_PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 )
+
+
+def test_alternative_text_is_the_text_below_the_figure(notebook):
+    again = copy.deepcopy(notebook)
+    describe_figures(again)
+    assert again == notebook
+    for cell in again.cells:
+        if cell.source.startswith("*Figure: "):
+            cell.source = "No text."
+    describe_figures(again)
+    assert any("without alternative text" in fault for fault in faults(again))
 
 
 @pytest.mark.parametrize("spoil", SPOIL)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # In the kernels: no progress bars among the outputs, and numbers that don't depend on the cores.
 KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 CELL_TIMEOUT = 600  # seconds
+# The text below a figure that says what to see; the marks of numbers in it are not part of it.
+FIGURE_TEXT = re.compile(r"^\*Figure: (.+?)\*$", re.MULTILINE)
+MARKS = re.compile(r"<!--.*?-->|(?<!\w)_(?=[-+\d])|(?<=\d)_(?!\w)|[$`*]")
 
 
 def main():
@@ -39,6 +43,7 @@ def process(path, refresh):
     started = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
     failure = execute(notebook, path.name, refresh)
+    describe_figures(notebook)
     if not refresh:
         write_to_build(notebook, path.stem)
     elif failure is None:
@@ -92,6 +97,20 @@ def execute(notebook, name, refresh):
             number = cells.index(running["cell"]) + 1
             return f"code cell {number} raised.\n\n{running['cell'].source}\n\n{error}"
     return None
+
+
+def describe_figures(notebook):
+    """Give each figure the text below it as its alternative text, where nbconvert looks for it."""
+    text = None
+    for cell in reversed(notebook.cells):
+        if cell.cell_type == "markdown":
+            found = FIGURE_TEXT.search(cell.source)
+            text = MARKS.sub("", found[1]) if found else text
+            continue
+        figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        for output in figures:
+            output.metadata["image/png"] = {"alt": text} if text else {}
+        text = None if figures else text
 
 
 def write_to_build(notebook, stem):
