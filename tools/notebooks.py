@@ -59,15 +59,15 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def client_of(notebook, **options):
-    """Return what executes the notebook in a kernel of its own, in the notebooks' folder."""
+def client_of(notebook, folder=ROOT / "notebooks", **options):
+    """Return what executes the notebook in a kernel of its own, in this folder."""
     return NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         coalesce_streams=True,
         extra_arguments=["--log-level=40"],  # errors: the kernel's log is not the notebook's
-        resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        resources={"metadata": {"path": str(folder)}},
         **options,
     )
 

@@ -1,0 +1,145 @@
+"""Whether each notebook works alone, as on Colab: one file in an empty folder, no course installed.
+
+Run as `python -m tests.colab`, or with how a name begins: `python -m tests.colab 03`. Each
+notebook gets a new environment, which holds links to the packages of the running Python, but for
+the course and the tools of notebook 6. What is run and installed is the last commit: git takes a
+clone of it for the address in the set-up cell. pip needs an index, for setuptools.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat.v4 import new_code_cell, new_notebook
+
+from qhelpers.deployment import PACKAGES
+from tools.badges import place
+from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells
+
+HIDDEN = ("qhelpers", *PACKAGES)  # and what begins so: onnx_ir, which comes with onnx
+LIST = """
+from importlib.metadata import distributions
+for package in distributions():
+    print(package.name, package.version)
+"""
+
+
+def main():
+    begins = sys.argv[1] if len(sys.argv) > 1 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        course = clone(Path(folder) / "course")
+        paths = sorted((course / "notebooks").glob(f"{begins}*.ipynb"))
+        if not paths:
+            sys.exit(f"No notebook's name begins with {begins!r}.")
+        rows = [row(path, course, Path(folder) / path.stem) for path in paths]
+    print(f"\n{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict  packages changed; added")
+    for name, cells, seconds, verdict, changed, added in rows:
+        packages = f"{' '.join(changed) or 'none'}; {' '.join(added) or 'none'}"
+        print(f"{name:<36}{cells:>6}{seconds:>9.1f}  {verdict:<7}  {packages}")
+    if any(verdict != "ok" for _, _, _, verdict, *_ in rows):
+        sys.exit(1)
+
+
+def clone(folder):
+    """Clone the last commit; its branch gets the name that the set-up cells ask for."""
+    git = ["git", "-c", "advice.detachedHead=false"]
+    subprocess.run([*git, "clone", "--quiet", ROOT, folder], check=True)
+    subprocess.run([*git, "checkout", "--quiet", "-B", place(ROOT)[1]], cwd=folder, check=True)
+    return folder
+
+
+def row(path, course, folder):
+    """Run one notebook in an environment of its own; return its row of the table."""
+    print(path.name, flush=True)
+    python = make_environment(folder / "environment")
+    before = installed(python)
+    started = time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    failure = run(notebook, folder / "empty", kernel_environment(course))
+    seconds = time.perf_counter() - started
+    after = installed(python)
+    added = {name for name, _ in after} - {name for name, _ in before}
+    changed = {name for name, _ in before ^ after} - added
+    if failure is None and (changed or "qhelpers" not in added):
+        failure = "the set-up changed a package, or did not install the course"
+    if failure is not None:
+        print(f"{path.name}: {failure}\n", file=sys.stderr)
+    verdict = "failed" if failure else "ok"
+    return path.name, len(code_cells(notebook)), seconds, verdict, sorted(changed), sorted(added)
+
+
+def make_environment(folder):
+    """Make an environment without HIDDEN, and make it the kernel python3; return its Python."""
+    venv.create(folder, with_pip=True)
+    (folder / "packages").mkdir()
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for package in Path(site).iterdir():
+            if not package.name.startswith(HIDDEN):
+                (folder / "packages" / package.name).symlink_to(package)
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", "venv", scheme))
+    (site / "packages.pth").write_text(str(folder / "packages"))
+    python = Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
+    kernel = folder / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": command, "display_name": "", "language": "python"}))
+    os.environ["JUPYTER_PATH"] = str(folder)
+    return python
+
+
+def kernel_environment(course):
+    """The kernel's environment: git finds the clone at the address, Python no checkout."""
+    environment = os.environ | KERNEL_ENVIRONMENT
+    environment.pop("PYTHONPATH", None)
+    environment.setdefault("QHELPERS_DATA", str(ROOT / "data"))
+    return environment | {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{course.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{place(ROOT)[0]}",
+    }
+
+
+def installed(python):
+    """The names and versions of all packages that this Python finds."""
+    listed = subprocess.run(
+        [python, "-c", LIST], cwd=python.parent, env=kernel_environment(ROOT), check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return {tuple(line.split()) for line in listed.stdout.splitlines()}
+
+
+def run(notebook, folder, environment):
+    """Run the notebook, and the command of pip that it names; return what went wrong, or None."""
+    folder.mkdir()
+    if "require_deployment_packages()" in nbformat.writes(notebook):
+        stopped = failure_of(notebook, folder, environment)
+        command = re.search(r"in a cell: (%pip install [^)]*)\)", str(stopped))
+        ran = [cell for cell in code_cells(notebook) if cell.execution_count]
+        if command is None or len(ran) != 2:
+            return f"must stop in its second cell with a command of pip, and did not: {stopped}"
+        failure_of(new_notebook(cells=[new_code_cell(command[1])]), folder, environment)
+    return failure_of(notebook, folder, environment)
+
+
+def failure_of(notebook, folder, environment):
+    """Execute the notebook in a new kernel; return the exception that ended it, or None."""
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    try:
+        client_of(notebook, folder).execute(env=environment)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return error
+
+
+if __name__ == "__main__":
+    main()
