@@ -1,8 +1,8 @@
 """Whether each notebook works alone, as on Colab: one file in an empty folder, no course installed.
 
 Run as `python -m tests.colab`, or with how a name begins: `python -m tests.colab 03`. Each
-notebook gets a new environment, which holds links to the packages of the running Python, but for
-the course and the tools of notebook 6. What is run and installed is the last commit: git takes a
+notebook gets an environment of its own: links to the packages of the running Python, but for the
+course and the tools of notebook 6. What is run and installed is the last commit: git takes a
 clone of it for the address in the set-up cell. pip needs an index, for setuptools.
 """
 
@@ -26,11 +26,7 @@ from tools.badges import place
 from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells
 
 HIDDEN = ("qhelpers", *PACKAGES)  # and what begins so: onnx_ir, which comes with onnx
-LIST = """
-from importlib.metadata import distributions
-for package in distributions():
-    print(package.name, package.version)
-"""
+LIST = "from importlib.metadata import distributions as all\nfor p in all(): print(p.name, p.version)"
 
 
 def main():
@@ -40,82 +36,73 @@ def main():
         paths = sorted((course / "notebooks").glob(f"{begins}*.ipynb"))
         if not paths:
             sys.exit(f"No notebook's name begins with {begins!r}.")
-        rows = [row(path, course, Path(folder) / path.stem) for path in paths]
-    print(f"\n{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict  packages changed; added")
-    for name, cells, seconds, verdict, changed, added in rows:
-        packages = f"{' '.join(changed) or 'none'}; {' '.join(added) or 'none'}"
-        print(f"{name:<36}{cells:>6}{seconds:>9.1f}  {verdict:<7}  {packages}")
-    if any(verdict != "ok" for _, _, _, verdict, *_ in rows):
-        sys.exit(1)
+        print(f"{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict  packages changed; added")
+        failures = [try_alone(path, course, Path(folder) / path.stem) for path in paths]
+    if any(failures):
+        sys.exit("\n" + "\n".join(filter(None, failures)))
 
 
 def clone(folder):
     """Clone the last commit; its branch gets the name that the set-up cells ask for."""
-    git = ["git", "-c", "advice.detachedHead=false"]
-    subprocess.run([*git, "clone", "--quiet", ROOT, folder], check=True)
-    subprocess.run([*git, "checkout", "--quiet", "-B", place(ROOT)[1]], cwd=folder, check=True)
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "-B", place(ROOT)[1]], cwd=folder, check=True)
     return folder
 
 
-def row(path, course, folder):
-    """Run one notebook in an environment of its own; return its row of the table."""
-    print(path.name, flush=True)
+def try_alone(path, course, folder):
+    """Run one notebook and print its line of the table; return what went wrong, or None."""
+    environment = kernel_environment(course)
     python = make_environment(folder / "environment")
-    before = installed(python)
+    before = installed(python, environment)
     started = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
-    failure = run(notebook, folder / "empty", kernel_environment(course))
+    failure = run(notebook, folder / "empty", environment)
     seconds = time.perf_counter() - started
-    after = installed(python)
+    after = installed(python, environment)
     added = {name for name, _ in after} - {name for name, _ in before}
     changed = {name for name, _ in before ^ after} - added
     if failure is None and (changed or "qhelpers" not in added):
-        failure = "the set-up changed a package, or did not install the course"
-    if failure is not None:
-        print(f"{path.name}: {failure}\n", file=sys.stderr)
-    verdict = "failed" if failure else "ok"
-    return path.name, len(code_cells(notebook)), seconds, verdict, sorted(changed), sorted(added)
+        failure = "a package changed, or the course was not installed"
+    packages = "; ".join(" ".join(sorted(names)) or "none" for names in (changed, added))
+    print(f"{path.name:<36}{len(code_cells(notebook)):>6}{seconds:>9.1f}  "
+          f"{'failed' if failure else 'ok':<7}  {packages}", flush=True)  # fmt: skip
+    return failure and f"{path.name}: {failure}"
 
 
 def make_environment(folder):
-    """Make an environment without HIDDEN, and make it the kernel python3; return its Python."""
-    venv.create(folder, with_pip=True)
-    (folder / "packages").mkdir()
+    """Make an environment without HIDDEN, and a kernel "python3" of it; return its Python."""
+    venv.create(folder)  # pip is among the links
+    (folder / "links").mkdir()
     for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         for package in Path(site).iterdir():
             if not package.name.startswith(HIDDEN):
-                (folder / "packages" / package.name).symlink_to(package)
-    scheme = {"base": str(folder), "platbase": str(folder)}
-    site = Path(sysconfig.get_path("purelib", "venv", scheme))
-    (site / "packages.pth").write_text(str(folder / "packages"))
-    python = Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
+                (folder / "links" / package.name).symlink_to(package)
+    paths = sysconfig.get_paths("venv", {"base": str(folder), "platbase": str(folder)})
+    (Path(paths["purelib"]) / "links.pth").write_text(str(folder / "links"))
+    python = Path(paths["scripts"]) / "python"
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel = folder / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
-    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": command, "display_name": "", "language": "python"}))
     os.environ["JUPYTER_PATH"] = str(folder)
     return python
 
 
 def kernel_environment(course):
-    """The kernel's environment: git finds the clone at the address, Python no checkout."""
-    environment = os.environ | KERNEL_ENVIRONMENT
-    environment.pop("PYTHONPATH", None)
-    environment.setdefault("QHELPERS_DATA", str(ROOT / "data"))
-    return environment | {
+    """The kernel's environment: git finds the clone at the address, Python finds no checkout."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {"QHELPERS_DATA": str(ROOT / "data")} | inherited | KERNEL_ENVIRONMENT | {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{course.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{place(ROOT)[0]}",
-    }
+    }  # fmt: skip
 
 
-def installed(python):
+def installed(python, environment):
     """The names and versions of all packages that this Python finds."""
-    listed = subprocess.run(
-        [python, "-c", LIST], cwd=python.parent, env=kernel_environment(ROOT), check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    return {tuple(line.split()) for line in listed.stdout.splitlines()}
+    command = [python, "-P", "-c", LIST]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return {tuple(line.split()) for line in done.stdout.splitlines()}
 
 
 def run(notebook, folder, environment):
@@ -126,7 +113,7 @@ def run(notebook, folder, environment):
         command = re.search(r"in a cell: (%pip install [^)]*)\)", str(stopped))
         ran = [cell for cell in code_cells(notebook) if cell.execution_count]
         if command is None or len(ran) != 2:
-            return f"must stop in its second cell with a command of pip, and did not: {stopped}"
+            return f"did not stop in its second cell with a command of pip: {stopped}"
         failure_of(new_notebook(cells=[new_code_cell(command[1])]), folder, environment)
     return failure_of(notebook, folder, environment)
 
