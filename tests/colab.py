@@ -26,7 +26,7 @@ from tools.badges import place
 from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells
 
 HIDDEN = ("qhelpers", *PACKAGES)  # and what begins so: onnx_ir, which comes with onnx
-LIST = "from importlib.metadata import distributions as all\nfor p in all(): print(p.name, p.version)"
+LIST = "import importlib.metadata as m\nfor p in m.distributions(): print(p.name, p.version)"
 
 
 def main():
