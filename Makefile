@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 
 help:
 	@echo 'make setup    make the environment .venv (TORCH=cpu: with PyTorch'"'"'s CPU builds, 6 GB less)'
-	@echo 'make run      execute all notebooks into build/'
+	@echo 'make run      execute all notebooks, and write pages of them: build/index.html'
 	@echo 'make test     unit tests, and every output in the notebooks compared (NB=03: one notebook)'
 	@echo 'make lab      JupyterLab on notebooks/'
 	@echo 'make refresh  execute the notebooks in place (NB=03: one)'
@@ -45,7 +45,7 @@ NOTEBOOK = $(if $(NB),$(or $(wildcard notebooks/$(NB)*.ipynb),$(error no noteboo
 setup: $(READY)
 
 run: $(READY)
-	@$(PY) tools/notebooks.py run
+	@$(PY) -m tools.notebooks run
 
 test: $(READY)
 	@$(PY) -m pytest $(NOTEBOOK)
@@ -54,7 +54,7 @@ lab: $(READY)
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
 refresh: $(READY)
-	@$(PY) tools/notebooks.py refresh $(NB)
+	@$(PY) -m tools.notebooks refresh $(NB)
 
 badges: $(READY)
 	@$(PY) tools/badges.py $(if $(REPO),--repo $(REPO)) $(if $(BRANCH),--branch $(BRANCH))

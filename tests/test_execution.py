@@ -1,5 +1,6 @@
 """tools/notebooks.py: what `make run` and `make refresh` write, leave alone, and report."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def project(tmp_path):
     """A project with the real tool and two small notebooks, of which the second raises."""
-    (tmp_path / "tools").mkdir()
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "tools" / "notebooks.py", tmp_path / "tools")
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
     write(tmp_path, "01_good", "import os\nprint(os.environ['TQDM_DISABLE'])", "6 * 7")
     write(tmp_path, "02_bad", "print('before')", "number = 0\n1 / number", "print('after')")
     return tmp_path
@@ -35,7 +35,7 @@ def write(project, stem, *sources):
 
 def run(project, *arguments):
     return subprocess.run(
-        [sys.executable, "tools/notebooks.py", *arguments],
+        [sys.executable, "-m", "tools.notebooks", *arguments],
         cwd=project, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -56,10 +56,23 @@ def test_run_builds_pages_reports_the_error_and_leaves_the_notebooks_alone(proje
     assert files(project / "notebooks") == before
     assert set(files(project / "build")) == {
         f"{stem}.{suffix}" for stem in ("01_good", "02_bad") for suffix in ("ipynb", "html")
-    }
+    } | {"index.html"}
     executed = nbformat.read(project / "build" / "01_good.ipynb", as_version=4)
     assert executed.cells[1].outputs[0].text == "1\n"
     assert "42" in (project / "build" / "01_good.html").read_text(encoding="utf-8")
+
+
+def test_the_index_has_all_notebooks_that_were_run_before(project):
+    run(project, "run", "02")
+    assert links(project) == ["02_bad.html"]
+    run(project, "run", "01")
+    assert links(project) == ["01_good.html", "02_bad.html"]
+    assert 'href="01_good.html"' in (project / "build" / "02_bad.html").read_text(encoding="utf-8")
+
+
+def links(project):
+    index = (project / "build" / "index.html").read_text(encoding="utf-8")
+    return re.findall(r'href="(\w+\.html)"', index)
 
 
 def test_refresh_writes_in_place_and_a_second_time_changes_no_byte(project):

@@ -10,10 +10,12 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from tools.site import pages
+
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
 # In the kernels: no progress bars among the outputs, and numbers that don't depend on the cores.
 KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 CELL_TIMEOUT = 600  # seconds
@@ -30,7 +32,10 @@ def main():
     paths = sorted((ROOT / "notebooks").glob(f"{arguments.notebook}*.ipynb"))
     if not paths:
         sys.exit(f"No notebook's name begins with {arguments.notebook!r}.")
-    rows = [process(path, refresh=arguments.command == "refresh") for path in paths]
+    refresh = arguments.command == "refresh"
+    rows = [process(path, refresh) for path in paths]
+    if not refresh:
+        write_site()
     print(f"\n{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict")
     for name, cells, seconds, verdict in rows:
         print(f"{name:<36}{cells:>6}{seconds:>9.1f}  {verdict}")
@@ -45,7 +50,7 @@ def process(path, refresh):
     failure = execute(notebook, path.name, refresh)
     describe_figures(notebook)
     if not refresh:
-        write_to_build(notebook, path.stem)
+        replace(BUILD / path.name, nbformat.writes(notebook) + "\n")
     elif failure is None:
         normalise(notebook)
         replace(path, nbformat.writes(notebook) + "\n")
@@ -113,13 +118,12 @@ def describe_figures(notebook):
         text = None if figures else text
 
 
-def write_to_build(notebook, stem):
-    """Write the executed notebook, and a page with its pictures, to build/."""
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(
-        notebook, resources={"metadata": {"name": stem, "path": str(ROOT / "notebooks")}}
-    )
-    replace(ROOT / "build" / f"{stem}.ipynb", nbformat.writes(notebook) + "\n")
-    replace(ROOT / "build" / f"{stem}.html", page)
+def write_site():
+    """Write pages of all notebooks in build/, also of those that were executed before."""
+    executed = [BUILD / path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    notebooks = {path.stem: nbformat.read(path, as_version=4) for path in executed if path.exists()}
+    for name, text in pages(notebooks).items():
+        replace(BUILD / name, text)
 
 
 def normalise(notebook):
