@@ -133,6 +133,8 @@ def test_badges_move_to_a_fork_and_back(copy):
         assert home[0] not in text
     binder = "mybinder.org/v2/gh/some-one/fork.of-it/wip%2Fnew?urlpath="
     assert binder in contents(copy)[copy / "README.md"]
+    hub = "git-pull?repo=https://github.com/some-one/fork.of-it&branch=wip/new&targetpath="
+    assert hub in contents(copy)[copy / "README.md"]
     assert list(badges.changed_files(copy, "some-one/fork.of-it", "wip/new")) == []
     list(badges.changed_files(copy, *home))
     assert contents(copy) == before

@@ -17,6 +17,7 @@ FORMS = (
     '"https://github.com/{repo}/tree/{branch}"',
     "https://colab.research.google.com/github/{repo}/blob/{branch}/notebooks/",
     "https://mybinder.org/v2/gh/{repo}/{branch}?urlpath=",
+    "git-pull?repo=https://github.com/{repo}&branch={branch}&",
     "git+https://github.com/{repo}@{branch}",
     "https://github.com/{repo}/actions/workflows/ci.yml/badge.svg?branch={branch}",
     "https://github.com/{repo}/actions/workflows/ci.yml)",
