@@ -120,8 +120,6 @@ def run(notebook, folder, environment):
 
 def failure_of(notebook, folder, environment):
     """Execute the notebook in a new kernel; return the exception that ended it, or None."""
-    for cell in code_cells(notebook):
-        cell.outputs, cell.execution_count = [], None
     try:
         client_of(notebook, folder).execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

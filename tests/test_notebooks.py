@@ -9,7 +9,7 @@ import pytest
 
 from tests.nbval_compare import Output, ink
 from tools.badges import FORMS, pattern, place, written
-from tools.notebooks import code_cells, describe_figures
+from tools.notebooks import code_cells, describe_figures, figures_of
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -38,17 +38,14 @@ def faults(notebook):
     if counts != list(range(1, len(cells) + 1)):
         found.append(f"the cells were not run in order, each once: {counts}")
     for number, cell in enumerate(cells, 1):
-        figures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        figures = figures_of(cell)
         if ("plt.show()" in cell.source) != bool(figures):
             found.append(f"In [{number}] calls plt.show() and has no figure, or the reverse")
-        found += [f"In [{number}] has a blank figure" for png in figures if ink(png) == 0]
-        texts = [
-            output.metadata.get("image/png", {}).get("alt", "")
-            for output in cell.outputs
-            if "image/png" in output.get("data", {})
-        ]
-        if any(len(text) < 40 for text in texts):
-            found.append(f"In [{number}] has a figure without alternative text")
+        for figure in figures:
+            if ink(figure.data["image/png"]) == 0:
+                found.append(f"In [{number}] has a blank figure")
+            if len(figure.metadata.get("image/png", {}).get("alt", "")) < 40:
+                found.append(f"In [{number}] has a figure without alternative text")
         for output in cell.outputs:
             if output.output_type == "error":
                 found.append(f"In [{number}] holds an error: {output.ename}")

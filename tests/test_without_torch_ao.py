@@ -47,9 +47,8 @@ def test_the_notebook_runs_without_it(path, tmp_path):
     committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(TAKE_IT_AWAY))
-    client_of(notebook).execute(
-        env=environment_without_them(tmp_path)
-    )  # a cell that raises ends it
+    environment = environment_without_them(tmp_path)
+    client_of(notebook).execute(env=environment)  # a cell that raises ends it
     said = 0
     for before, after in zip(code_cells(committed), code_cells(notebook)[1:]):
         assert before.source == after.source

@@ -64,8 +64,18 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def figures_of(cell):
+    """The outputs of a code cell that are figures."""
+    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
 def client_of(notebook, folder=ROOT / "notebooks", **options):
-    """Return what executes the notebook in a kernel of its own, in this folder."""
+    """Return what executes the notebook in a kernel of its own, in this folder.
+
+    What an earlier run left in the notebook is gone.
+    """
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
     return NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -80,8 +90,6 @@ def client_of(notebook, folder=ROOT / "notebooks", **options):
 def execute(notebook, name, refresh):
     """Execute the notebook in place; return what went wrong as text, or None."""
     cells = code_cells(notebook)
-    for cell in cells:
-        cell.outputs, cell.execution_count = [], None
     running = {"cell": None}  # for the report
 
     def starts(cell, cell_index):
@@ -112,7 +120,7 @@ def describe_figures(notebook):
             found = FIGURE_TEXT.search(cell.source)
             text = MARKS.sub("", found[1]) if found else text
             continue
-        figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        figures = figures_of(cell)
         for output in figures:
             output.metadata["image/png"] = {"alt": text} if text else {}
         text = None if figures else text
