@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization, quantization_error
+from qhelpers.ptq import quantize_model
 from qhelpers.quantized import QuantizedActivation, QuantizedLayer
 from qhelpers.training import test
 
@@ -174,11 +175,20 @@ def folded_batch_norm(fold):
 
 def three_bits(quantized, net, data):
     require(hasattr(quantized, "graph"), "It should be what quantize_model returns.")
-    for name, part in quantized.graph.named_modules():
-        if isinstance(part, (QuantizedLayer, QuantizedActivation)) and name != "quantize_linear3":
-            require(part.bits <= 3, f"{name} has {part.bits} bits; 3 are allowed.")
+    parts = parts_with_bits(quantized)
+    for name in parts_with_bits(quantize_model(net, [data.train_images[:10]])):
+        require(name in parts, f"{name} leaves its numbers in floats.")
+        allowed = 8 if name == "quantize_linear3" else 3
+        bits = parts[name]
+        require(bits <= allowed, f"{name} has {bits} bits; {allowed} are allowed.")
     lost = 100 * (test(net, data) - test(quantized, data))
     require(lost <= 0.5, f"It loses {lost:.2f} points; 0.5 are allowed.")
+
+
+def parts_with_bits(quantized):
+    """The bits of each layer's weights and of each activation, by its name in the graph."""
+    parts = (QuantizedLayer, QuantizedActivation)
+    return {n: p.bits for n, p in quantized.graph.named_modules() if isinstance(p, parts)}
 
 
 def straight_through_gradient(gradient):

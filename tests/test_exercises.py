@@ -82,6 +82,7 @@ WRONG = {
     ],
     "3.3": [
         (PTQ.format(4), "3 are allowed"),
+        (PTQ.format("3, None"), "in floats"),
         (PTQ.format("2, 2"), "points; 0.5"),
         ("quantized = net", "quantize_model returns"),
     ],

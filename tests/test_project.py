@@ -187,6 +187,22 @@ def test_set_up_takes_the_checkout_it_stands_in(monkeypatch):
     assert calls[0] == ["--no-deps", str(ROOT)]
 
 
+def test_set_up_sees_a_folder_of_user_packages_that_pip_just_made(monkeypatch, tmp_path):
+    user, seen = tmp_path / "user", []
+
+    def pip(args, check):
+        user.mkdir(exist_ok=True)
+        seen.append(str(user) in sys.path)
+
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr("site.ENABLE_USER_SITE", True)
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(user))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", pip)
+    exec(set_up_cell(), {})
+    assert seen == [False, True]
+
+
 def test_set_up_does_nothing_where_the_course_is_installed(monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)  # a call would raise
     exec(set_up_cell(), {})
