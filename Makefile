@@ -16,6 +16,7 @@ help:
 	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
 	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search; PT2E compiled'
 	@echo 'make colab    each notebook alone, as on Colab, installed from the last commit (NB=03: one)'
+	@echo 'make times    measure the notebooks'"'"' times, and write them into openings and README (NB=03: one)'
 	@echo 'make clean    remove build/ and caches'
 
 # The environment is current if it was made in this folder, still runs, and is newer than the pins.
@@ -72,6 +73,9 @@ bench: $(READY)
 colab: $(READY)
 	@$(PY) -m tests.colab $(NB)
 
+times: $(READY)
+	@$(PY) -m tools.times $(NB)
+
 tables: $(READY)
 	@$(PY) -c 'import sys; from qhelpers.experiments import main; main(sys.argv[1:])' $(TABLE)
 
@@ -79,4 +83,4 @@ clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find qhelpers tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup run test lab refresh badges lint bench colab tables clean
+.PHONY: help setup run test lab refresh badges lint bench colab times tables clean

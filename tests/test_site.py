@@ -80,8 +80,10 @@ def test_the_index_has_the_notebooks_in_order_with_title_opening_and_time(built)
     index = BeautifulSoup((built / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert [link["href"] for link in index.select("h2 a")] == NAMES
     assert [link.text[:2] for link in index.select("h2 a")] == [f"{n}." for n in range(1, 7)]
-    openings = [heading.find_next("p").text for heading in index.select("h2")]
-    assert all(text.startswith("At the end of this notebook you ") for text in openings)
+    openings = [[item.text for item in found.select("li")] for found in index.select("ul")]
+    for able, need, takes in openings:
+        assert able.startswith("You will be able to ") and need.startswith("You need ")
+        assert takes.startswith("Running it takes ")
     assert len(re.findall(r"\d+ seconds", index.text)) == len(NAMES)
 
 
