@@ -3,6 +3,9 @@
 A marked number stands in the outputs of its own section, rounded as the text has it; in a section
 without outputs, anywhere on the page. One that follows from others says how, in a comment that no
 reader sees: _0.23_<!-- 96.06 - 95.83 -->. Its operands stand in the outputs of the page.
+
+What is given, not measured, stands in a formula, as $0.5$, or in code. A decimal that is neither
+that nor marked is found. Of whole numbers results are marked, too, but no test can tell which are.
 """
 
 import ast
@@ -12,12 +15,20 @@ from decimal import Decimal
 
 import nbformat
 import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from tests.test_notebooks import PATHS
 
 DIGITS = r"\d[\d,]*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.])[-+]?{DIGITS}(?!\d)")
 MARKED = re.compile(rf"(?<!\w)_([-+]?{DIGITS})_(?!\w)(?:<!-- (.+?) -->)?")
+# What isn't prose: marked numbers, code, formulas, links, comments, tables, and versions.
+APART = re.compile(
+    MARKED.pattern + r"|```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$]*\$|\[.*?\]\(.*?\)|<!--.*?-->|^\|.*?$"
+    r"|PyTorch \d\.\d+",
+    re.DOTALL | re.MULTILINE,
+)
+DECIMAL = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.\d+")
 HEADING = re.compile(r"^(?=## )", re.MULTILINE)
 OPERATORS = {
     ast.Add: operator.add,
@@ -64,6 +75,8 @@ def computed(formula):
     def walk(node):
         if isinstance(node, ast.BinOp):
             return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
+        if isinstance(node, ast.UnaryOp):  # the sign of a number
+            return -walk(node.operand)
         operands.append(Decimal(ast.get_source_segment(formula, node)))
         return operands[-1]
 
@@ -79,7 +92,7 @@ def fault(marked, formula, here, page):
         return None
     result, operands = computed(formula)
     for operand in operands:
-        if operand not in page and operand != 100:  # 100: to percent
+        if operand not in {*page, *map(abs, page), 100}:  # 100: to percent
             return f"{marked} = {formula}: {operand} is not among the outputs of the page"
     return None if fits(marked, result) else f"{marked}: {formula} is {result}"
 
@@ -93,6 +106,12 @@ def marks(notebook):
             yield value(number), formula or None, numbers, page
 
 
+def unmarked(notebook):
+    """The decimals in the prose that are not marked; exercises and their solutions aside."""
+    prose = [text for text, _ in sections(notebook) if "## Your turn" not in text]
+    return [number for text in prose for number in DECIMAL.findall(APART.sub(" ", text))]
+
+
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
@@ -102,6 +121,23 @@ def test_marked_numbers_are_the_outputs(notebook):
     found = list(marks(notebook))
     assert len(found) >= 5
     assert [message for mark in found if (message := fault(*mark))] == []
+
+
+def test_every_decimal_in_the_text_is_marked_or_given(notebook):
+    assert unmarked(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It loses 2.2 points, not -3.1.", ["2.2", "-3.1"]),
+        ("At $0.5$, `x = 0.25` and _96.05_, as in PyTorch 2.6, [1.5](a.png) or notebook 3.", []),
+        ("| 0.5 | 1.5 |\n\nThen 7.25 more: _0.1_<!-- 0.5 - 0.4 -->.", ["7.25"]),
+        ("## Your turn\n\n**1.1** What is 0.5 times 7?", []),
+    ],
+)
+def test_a_decimal_that_is_not_marked_is_found(text, found):
+    assert unmarked(new_notebook(cells=[new_markdown_cell(text)])) == found
 
 
 def test_a_number_that_went_stale_is_found():
