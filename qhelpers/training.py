@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import pickle
+import sys
 import warnings
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     history, loss_sum = [], 0.0
     try:
-        with tqdm(total=iterations, desc="Training", unit="batch") as progress:
+        # Not to stderr: a notebook shows that in red.
+        with tqdm(total=iterations, desc="Training", unit="batch", file=sys.stdout) as progress:
             for images, labels in data.batches(batch_size, iterations, seed):
                 model.zero_grad()
                 loss = cross_entropy(model(images.to(device).double()), labels.to(device))
