@@ -7,14 +7,17 @@ fraction. The bins are the same for all data, so that histograms of batches can 
 import numpy as np
 
 EXACT = 2**14  # so many numbers stand for themselves
+PART = 2**20  # numbers worked on at a time
 FINENESS = 8  # bits of the fraction: 2**8 bins from each power of two to the next
 
 
 def bin_counts(params, fineness=FINENESS):
     """Return how many numbers of a float array are in each bin, of its type's 2**k bins."""
     pattern, dropped = np.dtype(f"u{params.dtype.itemsize}"), dropped_bits(params.dtype, fineness)
-    bins = 2 ** (8 * params.dtype.itemsize - dropped)
-    return np.bincount(np.ravel(params).view(pattern) >> dropped, minlength=bins)
+    counts = np.zeros(2 ** (8 * params.dtype.itemsize - dropped), np.intp)
+    for part in parts(params):
+        counts += np.bincount(part.view(pattern) >> dropped, minlength=counts.size)
+    return counts
 
 
 def middles(counts, dtype, fineness=FINENESS):
@@ -35,6 +38,13 @@ def histogram(params):
     if params.dtype.itemsize > 8:  # longdouble
         params = params.astype(np.float64)
     return middles(bin_counts(params), params.dtype)
+
+
+def parts(array):
+    """Yield the numbers of an array, PART at a time, so that what is made of them stays small."""
+    flat = np.ravel(array)
+    for start in range(0, flat.size, PART):
+        yield flat[start : start + PART]
 
 
 def dropped_bits(dtype, fineness):

@@ -1,11 +1,13 @@
 """Range strategies: which real numbers should the codes cover? Each answers (low, high)."""
 
+from itertools import repeat
+
 import numpy as np
 import torch
 
 from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization
 from qhelpers.checks import checked_bits, checked_finite, checked_params, checked_percentile
-from qhelpers.histogram import histogram
+from qhelpers.histogram import histogram, parts
 from qhelpers.search import search
 
 KL_BINS = 2048
@@ -129,8 +131,10 @@ def kl_range(params, bits, *, counts=None):
     levels = 2 ** checked_bits(bits, fewest=max(1, signs)) // max(1, signs)  # for |params|
     if unit == 0 or 2 * levels > KL_BINS:
         return min_max_range(params)
-    sizes = np.abs(params).astype(np.float64) / unit
-    counts, _ = np.histogram(sizes, KL_BINS, range=(0, 1), weights=counts)
+    counts = sum(
+        np.histogram(np.abs(part, dtype=np.float64) / unit, KL_BINS, (0, 1), weights=weights)[0]
+        for part, weights in zip(parts(params), repeat(None) if counts is None else parts(counts))
+    )
     kept = min(range(levels, KL_BINS + 1), key=lambda kept: kl_divergence(counts, kept, levels))
     threshold = kept / KL_BINS * unit
     return tuple(params.dtype.type(end) for end in np.clip([low, high], -threshold, threshold))
