@@ -14,7 +14,7 @@ help:
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
 	@echo 'make lint     ruff, on code and notebooks'
 	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
-	@echo 'make bench    the speed of the helpers beside plain loops, torch, a naive search; PT2E compiled'
+	@echo 'make bench    how fast the code is beside plain loops, torch, a naive search: build/bench.md'
 	@echo 'make colab    each notebook alone, as on Colab, installed from the last commit (NB=03: one)'
 	@echo 'make times    measure the notebooks'"'"' times, and write them into openings and README (NB=03: one)'
 	@echo 'make clean    remove build/ and caches'
@@ -65,10 +65,7 @@ lint: $(READY)
 	@$(PY) -m ruff format --check .
 
 bench: $(READY)
-	@$(PY) -m tests.bench
-	@$(PY) -m tests.bench_affine
-	@$(PY) -m tests.bench_integer
-	@$(PY) -m tests.bench_pt2e
+	@$(PY) -m bench
 
 colab: $(READY)
 	@$(PY) -m tests.colab $(NB)
@@ -81,6 +78,6 @@ tables: $(READY)
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find qhelpers tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find qhelpers bench tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 .PHONY: help setup run test lab refresh badges lint bench colab times tables clean

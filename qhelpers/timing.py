@@ -1,20 +1,27 @@
-"""Median times of functions that take turns, so that what else the machine does hits all alike."""
+"""Times of functions that take turns, so that what else the machine does hits all alike."""
 
 import time
 
 import numpy as np
 
 
-def median_times(functions, argument, rounds):
-    """Return the median time, in seconds, of each function in a dict, by its name.
+def times_in_turn(functions, argument, rounds, warm_up=True):
+    """Return the times, in seconds, of each function in a dict, by its name.
 
-    argument: what each is called with. rounds: how often; a call before them isn't measured.
+    argument: what each is called with. rounds: how often. warm_up: a call before them isn't
+        measured.
     """
     taken = {name: [] for name in functions}
-    for number in range(rounds + 1):
+    for measured in [False] * warm_up + [True] * rounds:
         for name, function in functions.items():
             started = time.perf_counter()
             function(argument)
-            if number:
+            if measured:
                 taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def median_times(functions, argument, rounds):
+    """Return the median of the times of each function, as `times_in_turn` takes them."""
+    taken = times_in_turn(functions, argument, rounds)
     return {name: float(np.median(times)) for name, times in taken.items()}
