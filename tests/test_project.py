@@ -109,6 +109,14 @@ def test_the_public_names_are_there():
     assert find_spec("qhelpers.affine") is not None
 
 
+@pytest.mark.parametrize("code, imported", [("qhelpers", []), ("torchvision", ["torchvision"])])
+def test_importing_the_course_leaves_slow_packages_until_they_are_used(code, imported):
+    slow = "{'matplotlib', 'onnx', 'onnxruntime', 'requests', 'sklearn', 'torchao', 'torchvision'}"
+    asked = f"import sys, {code}; print(sorted({slow} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert run.stdout == f"{imported}\n"
+
+
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the project's files that name its address."""
