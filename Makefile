@@ -9,6 +9,7 @@ help:
 	@echo 'make setup    make the environment .venv (TORCH=cpu: with PyTorch'"'"'s CPU builds, 6 GB less)'
 	@echo 'make run      execute all notebooks, and write pages of them: build/index.html'
 	@echo 'make test     unit tests, and every output in the notebooks compared (NB=03: one notebook)'
+	@echo 'make test-matrix  the same in other settings: instructions, threads, PyTorch, Python; hours'
 	@echo 'make lab      JupyterLab on notebooks/'
 	@echo 'make refresh  execute the notebooks in place (NB=03: one)'
 	@echo 'make badges   write REPO=owner/name BRANCH=main into badges and set-up cells'
@@ -51,6 +52,9 @@ run: $(READY)
 test: $(READY)
 	@$(PY) -m pytest $(NOTEBOOK)
 
+test-matrix: $(READY)
+	@$(PY) -m tests.matrix
+
 lab: $(READY)
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
@@ -80,4 +84,4 @@ clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find qhelpers bench tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup run test lab refresh badges lint bench colab times tables clean
+.PHONY: help setup run test test-matrix lab refresh badges lint bench colab times tables clean

@@ -77,9 +77,6 @@ def tie_laden(scale, count=200_000):
     return np.concatenate([halves, rng.normal(0, 60 * scale, count).astype(np.float32)])
 
 
-known_warning = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per")
-
-
 def same(codes, dequantized, by_torch):
     """Whether codes and what they stand for are torch's, all of them."""
     return np.array_equal(codes, by_torch.int_repr().numpy()) and np.array_equal(
@@ -87,7 +84,6 @@ def same(codes, dequantized, by_torch):
     )
 
 
-@known_warning
 @pytest.mark.parametrize("scale", [0.5, 1.0, 0.1, 0.0256, 0.3, 1e-30, 3e30])
 def test_per_tensor_is_torch_s(scale):
     """Zero differences from torch.quantize_per_tensor in 400,000 values for each scale."""
@@ -102,7 +98,6 @@ def test_per_tensor_is_torch_s(scale):
     assert same(codes, symmetric_dequantize(codes, scale), by_torch)
 
 
-@known_warning
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_per_channel_is_torch_s(axis):
     """Zero differences from torch.quantize_per_channel in 400,000 values for each axis."""
@@ -140,8 +135,6 @@ def test_fake_quantization_is_torch_s(narrow_range, bottom):
     assert codes.min() == bottom
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
-@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max")
 def test_scales_are_those_of_torch_s_observers():
     from torch.ao.quantization import MinMaxObserver
 
@@ -311,7 +304,6 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "dtype, value", [(dtype, value) for dtype in CONSTANTS for value in CONSTANTS[dtype]]
 )
@@ -324,7 +316,6 @@ def test_a_constant_comes_back_to_one_unit_in_the_last_place(dtype, value):
                 assert (np.abs(symmetric_round_trip(params, bits) - params[0]) <= unit).all()
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_both_ends_of_the_floats(dtype):
     """The width of the range overflows; nothing becomes NaN or infinite."""

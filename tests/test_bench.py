@@ -48,7 +48,6 @@ def test_the_peak_is_what_is_taken_beside_the_output():
     assert peak_of(function, 10**6, output_bytes=10**6) == pytest.approx(2 * 10**6, rel=0.01)
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_kernels_take_little_memory_and_must_agree(monkeypatch):
     (comparison,) = kernels.comparisons({10**6: 2})
     assert set(comparison.times) == {OURS, kernels.TORCH} and len(comparison.times[OURS]) == 2

@@ -35,7 +35,6 @@ def call(function, params, *args, **options):
     return function(params, *(args or (8,) * (function in TAKE_BITS)), **options)
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("function", TAKE_NUMBERS, ids=name)
 @pytest.mark.parametrize(
     "params, error, message",

@@ -19,10 +19,6 @@ from qhelpers.observers import (
 )
 from qhelpers.ranges import cross_entropy_range, kl_range, mse_range, percentile_range
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max"),
-]
 CASES = 250
 ALL = [
     MinMaxObserver,

@@ -198,7 +198,6 @@ def by_torch(layer, codes, engine):
     return linear(x, packed, after.scale.item(), after.zero_point).int_repr().numpy()
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel")
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tools.badges as badges
+from qhelpers.torch_ao import KNOWN_WARNINGS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -107,6 +109,17 @@ def test_the_public_names_are_there():
     assert sorted(qhelpers.__all__) == qhelpers.__all__
     assert all(callable(getattr(qhelpers, name)) for name in qhelpers.__all__)
     assert find_spec("qhelpers.affine") is not None
+
+
+def test_the_tests_ignore_the_warnings_that_the_notebooks_hide_and_no_others():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    filters = tomllib.loads(text)["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    assert filters == ["error", *(f"ignore:{message}" for message in KNOWN_WARNINGS)]
+
+
+def test_a_warning_fails_a_test():
+    with pytest.raises(UserWarning):
+        warnings.warn("something new", stacklevel=1)
 
 
 @pytest.mark.parametrize("code, imported", [("qhelpers", []), ("torchvision", ["torchvision"])])

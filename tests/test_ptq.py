@@ -95,7 +95,6 @@ def test_a_convolutional_net_keeps_its_accuracy(conv_net, data):
             assert all(len(channel.unique()) <= 2**bits for channel in weight)
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per")
 def test_folding_and_fusing_change_nothing(conv_net, data):
     """With 16 bits the quantized model is the float one, but for rounding."""
     images = data.test_images[:200]
@@ -103,9 +102,6 @@ def test_folding_and_fusing_change_nothing(conv_net, data):
     assert torch.allclose(quantized(images), conv_net(images), atol=0.005)
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
-@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per")
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
 def test_weights_and_scales_are_torch_s(conv_net, data, granularity):
     """Codes of every weight, and scale and zero point of every activation, with 8 bits."""
