@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ BUILD = ROOT / "build"
 # In the kernels: no progress bars among the outputs, and numbers that don't depend on the cores.
 KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 CELL_TIMEOUT = 600  # seconds
+AT_ONCE = 2  # notebooks that run at the same time, each on one thread
 # The text below a figure that says what to see; the marks of numbers in it are not part of it.
 FIGURE_TEXT = re.compile(r"^\*Figure: (.+?)\*$", re.MULTILINE)
 MARKS = re.compile(r"<!--.*?-->|(?<!\w)_(?=[-+\d])|(?<=\d)_(?!\w)|[$`*]")
@@ -32,9 +34,12 @@ def main():
     paths = sorted((ROOT / "notebooks").glob(f"{arguments.notebook}*.ipynb"))
     if not paths:
         sys.exit(f"No notebook's name begins with {arguments.notebook!r}.")
-    refresh = arguments.command == "refresh"
-    rows = [process(path, refresh) for path in paths]
-    if not refresh:
+    if arguments.command == "refresh":  # one at a time: the times in their outputs stay
+        rows = [process(path, refresh=True) for path in paths]
+    else:
+        with ProcessPoolExecutor(min(AT_ONCE, os.cpu_count())) as pool:
+            done = pool.map(process, paths)
+            rows = list(tqdm(done, desc="notebooks", total=len(paths), unit="notebook"))
         write_site()
     print(f"\n{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict")
     for name, cells, seconds, verdict in rows:
@@ -43,7 +48,7 @@ def main():
         sys.exit(1)
 
 
-def process(path, refresh):
+def process(path, refresh=False):
     """Execute a notebook and write it; return its row of the table."""
     started = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
@@ -95,7 +100,8 @@ def execute(notebook, name, refresh):
     def starts(cell, cell_index):
         running["cell"] = cell
 
-    with tqdm(total=len(cells), desc=name, unit="cell") as progress:
+    # Notebooks that run at the same time would draw their bars over each other.
+    with tqdm(total=len(cells), desc=name, unit="cell", disable=not refresh) as progress:
 
         def ends(cell, cell_index, execute_reply):
             progress.update()
