@@ -1,8 +1,13 @@
 """Where the project's files are kept, and how they are written: whole or not at all."""
 
 import contextlib
+import glob
 import os
+import secrets
+import time
 from pathlib import Path
+
+ABANDONED = 3600  # seconds since the last byte: whoever wrote this part was killed
 
 
 def project_folder():
@@ -20,12 +25,29 @@ def project_folder():
 def whole_file(path):
     """Give a path to write to, and rename what stands there to `path` once it is finished.
 
-    Where the writing raises, `path` is left as it was.
+    Where the writing raises, `path` is left as it was. An OSError of the system, as for a full
+    disk, is raised again with the name of the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # A name of its own, so that two processes can write the same file at the same time.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:  # not the system's, but that of a download
+            raise
+        reason = f"could not write the file ({error.strerror})"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or the folder is read-only
+            part.unlink()
+    remove_abandoned_parts(path)
+
+
+def remove_abandoned_parts(path):
+    """Remove what killed processes left of `path`; what another is writing now is younger."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # another process removed it, or finished it
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()

@@ -24,6 +24,7 @@ def save_integer_model(model, path):
 
     The weights are packed, then everything is compressed. NumPy's `load` can read the arrays.
     The arithmetic and the products aren't saved: they are chosen when it is loaded.
+    Raises OSError, which names the file, where it can't be written.
     """
     described, arrays = [], {}
     for number, layer in enumerate(model.layers):
