@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-import pickle
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -80,7 +80,9 @@ def train_or_load(model, data, epochs=1, *, batch_size=64, learning_rate=1e-3, s
     Prints the same lines and returns the same losses either way. The trained model is kept
     in `build/checkpoints` of the project. A file is taken only if all that decides about
     the result is as it was: the model and its initial weights, the data set, the arguments,
-    this module's code, and torch's version.
+    this module's code, and torch's version. A file that is of another training, damaged, or
+    can't be read is refused with a warning. So is one that can't be written; the training
+    counts all the same.
     """
     options = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     key = checkpoint_key(model, data, options)
@@ -89,7 +91,10 @@ def train_or_load(model, data, epochs=1, *, batch_size=64, learning_rate=1e-3, s
     history = load_checkpoint(path, key, model)
     if history is None:
         history = train(model, data, **options)
-        save_checkpoint(path, key, model, history)
+        try:
+            save_checkpoint(path, key, model, history)
+        except OSError as error:
+            warnings.warn(f"the next run will train again: {error}", stacklevel=2)
     print(
         f"{type(model).__name__}: {len(history)} iterations, loss {mean(history[:100]):.3f} "
         f"over the first 100, {mean(history[-100:]):.3f} over the last 100."
@@ -109,28 +114,46 @@ def checkpoint_key(model, data, options):
         source = ""
     parts = [str(model), source, data.name, options, torch.float64, torch.__version__]
     digest = hashlib.sha256(repr(parts).encode() + Path(__file__).read_bytes())
-    for name, tensor in model.state_dict().items():
+    return add_tensors(digest, model.state_dict())
+
+
+def content_sum(checkpoint):
+    """Return the SHA-256 sum, as text, of a checkpoint: torch.load takes changed bytes for good."""
+    parts = [checkpoint["key"], checkpoint["history"]]
+    return add_tensors(hashlib.sha256(repr(parts).encode()), checkpoint["state_dict"])
+
+
+def add_tensors(digest, state):
+    for name, tensor in state.items():
         digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_checkpoint(path, key, model):
-    """Load the checkpoint at `path` into `model`; return its losses, or None if there is none."""
-    if not path.is_file():
-        return None
+    """Load the checkpoint at `path` into `model`; return its losses, or None if there is none.
+
+    One that is refused leaves the model as it was; a warning says why.
+    """
     try:
-        checkpoint = torch.load(path, weights_only=True)
-        history, state = checkpoint["history"], checkpoint["state_dict"]
-        if checkpoint["key"] == key:
-            model.load_state_dict(state)
-            return history
-        reason = "belongs to another training"
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        whole = checkpoint["sha256"] == content_sum(checkpoint)
+        if whole and checkpoint["key"] == key:
+            model.load_state_dict(checkpoint["state_dict"])
+            return checkpoint["history"]
+        reason = "belongs to another training" if whole else "is damaged"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = f"can't be read ({error.strerror})"
+    except Exception:  # whatever torch.load raises for damaged files
         reason = "is damaged"
     warnings.warn(f"{path} {reason}; training again", stacklevel=3)
     return None
 
 
 def save_checkpoint(path, key, model, history):
+    checkpoint = {"key": key, "state_dict": model.state_dict(), "history": history}
+    content = io.BytesIO()  # torch.save says less about a full disk than Python does
+    torch.save(checkpoint | {"sha256": content_sum(checkpoint)}, content)
     with whole_file(path) as part:
-        torch.save({"key": key, "state_dict": model.state_dict(), "history": history}, part)
+        part.write_bytes(content.getvalue())
