@@ -142,16 +142,21 @@ def provide_file(raw):
     A missing or damaged one is unpacked from the .gz beside it, which is downloaded where
     it is missing or damaged too. Raises MNISTUnavailable where nothing helps.
     """
-    if has_md5(raw, RAW_MD5[raw.name]):
-        return
+    try:
+        if has_md5(raw, RAW_MD5[raw.name]):
+            return
+    except OSError as error:
+        raise MNISTUnavailable(f"{raw} can't be read ({error.strerror})") from error
+    state = "is damaged" if raw.exists() else "is missing"
     packed = raw.with_name(raw.name + ".gz")
     try:
         download(packed)
         unpack(packed, raw)
     except (OSError, ValueError) as error:
-        state = "is damaged" if raw.exists() else "is missing"
+        # What the system says names the file. What requests says fills three lines.
+        reason = error if getattr(error, "errno", None) else type(error).__name__
         raise MNISTUnavailable(
-            f"{raw.name} {state} and could not be downloaded or unpacked ({type(error).__name__})"
+            f"{raw.name} {state} and could not be downloaded or unpacked ({reason})"
         ) from error
 
 
