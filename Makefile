@@ -62,7 +62,7 @@ refresh: $(READY)
 	@$(PY) -m tools.notebooks refresh $(NB)
 
 badges: $(READY)
-	@$(PY) tools/badges.py $(if $(REPO),--repo $(REPO)) $(if $(BRANCH),--branch $(BRANCH))
+	@$(PY) -m tools.badges $(if $(REPO),--repo $(REPO)) $(if $(BRANCH),--branch $(BRANCH))
 
 lint: $(READY)
 	@$(PY) -m ruff check .

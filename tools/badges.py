@@ -6,12 +6,12 @@ They stand in pyproject.toml, [project.urls]; `--repo` and `--branch` change the
 import argparse
 import re
 import sys
-from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.notebooks import ROOT, replace
+
 # Every form in which the files hold the address. The first is pyproject's, which rules.
 FORMS = (
     '"https://github.com/{repo}/tree/{branch}"',
@@ -75,7 +75,7 @@ def changed_files(root, repo, branch):
         old = path.read_text(encoding="utf-8")
         new = rewritten(old, repo, branch)
         if new != old:
-            path.write_text(new, encoding="utf-8", newline="\n")
+            replace(path, new)
             yield path
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -83,7 +83,7 @@ def changed_files(root, repo, branch):
         for cell in notebook.cells:
             cell.source = rewritten(cell.source, repo, branch)
         if [cell.source for cell in notebook.cells] != old:
-            path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
+            replace(path, nbformat.writes(notebook) + "\n")
             yield path
 
 

@@ -157,11 +157,14 @@ def normalise(notebook):
 
 
 def replace(path, text):
-    """Write `text` to `path`, which is whole at every moment."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    """Write `text` to `path`, which is whole at every moment.
+
+    Raises OSError, which names the file, where it can't be written.
+    """
+    from qhelpers.files import whole_file  # slow to import, for PyTorch comes with it
+
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
