@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qhelpers.files import project_folder, whole_file
+from qhelpers.files import project_folder, remove_abandoned_parts, whole_file
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, black 0 to white 1
 MNIST_TRAINING_IMAGES = 60_000
@@ -142,13 +142,15 @@ def provide_file(raw):
     A missing or damaged one is unpacked from the .gz beside it, which is downloaded where
     it is missing or damaged too. Raises MNISTUnavailable where nothing helps.
     """
+    packed = raw.with_name(raw.name + ".gz")
     try:
         if has_md5(raw, RAW_MD5[raw.name]):
+            remove_abandoned_parts(raw)
+            remove_abandoned_parts(packed)
             return
     except OSError as error:
         raise MNISTUnavailable(f"{raw} can't be read ({error.strerror})") from error
     state = "is damaged" if raw.exists() else "is missing"
-    packed = raw.with_name(raw.name + ".gz")
     try:
         download(packed)
         unpack(packed, raw)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from qhelpers.files import project_folder, whole_file
+from qhelpers.files import project_folder, remove_abandoned_parts, whole_file
 
 
 def train(
@@ -139,6 +139,7 @@ def load_checkpoint(path, key, model):
         whole = checkpoint["sha256"] == content_sum(checkpoint)
         if whole and checkpoint["key"] == key:
             model.load_state_dict(checkpoint["state_dict"])
+            remove_abandoned_parts(path)
             return checkpoint["history"]
         reason = "belongs to another training" if whole else "is damaged"
     except FileNotFoundError:

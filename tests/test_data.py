@@ -5,12 +5,8 @@ one, so that these tests need neither the network nor MNIST.
 """
 
 import contextlib
-import functools
 import gzip
-import hashlib
-import http.server
 import socket
-import struct
 import threading
 import time
 
@@ -20,48 +16,27 @@ import torch
 from torchvision.datasets import MNIST
 
 from qhelpers import data, load_data
+from tests.mirror import NAMES as RAW
+from tests.mirror import Server, made_up_file, settings, write_mirror
 
-RAW = sorted(data.RAW_MD5)
 NOWHERE = "http://127.0.0.1:9/"  # the port "discard": nothing answers
-
-
-def tiny_file(name, seed):
-    """The bytes of an MNIST file with 20 images, or their labels."""
-    rng = np.random.default_rng(seed)
-    if "images" in name:
-        return struct.pack(">iiii", 2051, 20, 28, 28) + rng.bytes(20 * 28 * 28)
-    return struct.pack(">ii", 2049, 20) + rng.integers(0, 10, 20, dtype=np.uint8).tobytes()
 
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """A folder with tiny .gz files, served by HTTP; the only mirror there is."""
     folder = tmp_path / "mirror"
-    folder.mkdir()
-    raw_md5, gz_md5 = {}, []
-    for seed, name in enumerate(RAW):
-        content = tiny_file(name, seed)
-        packed = gzip.compress(content, mtime=0)
-        (folder / f"{name}.gz").write_bytes(packed)
-        raw_md5[name] = hashlib.md5(content).hexdigest()
-        gz_md5.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    handler = functools.partial(QuietHandler, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    sums = write_mirror(folder)
+    server = Server(folder)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "RAW_MD5", raw_md5)
-    monkeypatch.setattr(MNIST, "resources", gz_md5)
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 1)
     monkeypatch.delenv("QHELPERS_DATASET", raising=False)
     monkeypatch.setenv("QHELPERS_DATA", str(tmp_path / "data"))
+    for setting in settings(server.address, *sums):
+        monkeypatch.setattr(*setting)
     yield folder
     server.shutdown()
     server.server_close()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture
@@ -119,7 +94,7 @@ def test_downloads_and_normalises(mirror):
     assert loaded.name == "mnist"
     assert loaded.train_images.shape == loaded.test_images.shape == (20, 1, 28, 28)
     assert loaded.train_images.dtype == torch.float32 and loaded.train_labels.dtype == torch.int64
-    pixels = tiny_file("train-images", RAW.index("train-images-idx3-ubyte"))[16:]
+    pixels = made_up_file("train-images", RAW.index("train-images-idx3-ubyte"))[16:]
     expected = (np.frombuffer(pixels, np.uint8) / 255 - 0.1307) / 0.3081
     assert np.allclose(loaded.train_images.flatten(), expected, atol=1e-6)
 
