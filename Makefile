@@ -17,6 +17,7 @@ help:
 	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
 	@echo 'make bench    how fast the code is beside plain loops, torch, a naive search: build/bench.md'
 	@echo 'make colab    each notebook alone, as on Colab, installed from the last commit (NB=03: one)'
+	@echo 'make kills    kill what writes files, at every step and at random; count what is lost or half there'
 	@echo 'make times    measure the notebooks'"'"' times, and write them into openings and README (NB=03: one)'
 	@echo 'make clean    remove build/ and caches'
 
@@ -74,6 +75,9 @@ bench: $(READY)
 colab: $(READY)
 	@$(PY) -m tests.colab $(NB)
 
+kills: $(READY)
+	@$(PY) -m tests.kills
+
 times: $(READY)
 	@$(PY) -m tools.times $(NB)
 
@@ -84,4 +88,4 @@ clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find qhelpers bench tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup run test test-matrix lab refresh badges lint bench colab times tables clean
+.PHONY: help setup run test test-matrix lab refresh badges lint bench colab kills times tables clean

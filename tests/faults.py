@@ -94,7 +94,14 @@ def faults(folder, first=10**9, fault=disk_full):
     def opens(path, mode="r", *arguments, **options):
         if set(mode) <= set("rbt") or not below(path):
             return real_open(path, mode, *arguments, **options)
-        return FaultyFile(steps.around(real_open)(path, mode, *arguments, **options), steps)
+        steps.step()
+        file = real_open(path, mode, *arguments, **options)
+        try:
+            steps.step()
+        except OSError:
+            file.close()  # Windows removes no open file
+            raise
+        return FaultyFile(file, steps)
 
     real_open = io.open
     with (
