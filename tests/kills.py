@@ -36,7 +36,7 @@ from tests.mirror import Server, settings, write_mirror  # noqa: E402
 from tests.writers import ROOT, WRITERS, contents, parts  # noqa: E402
 
 KILLS = 10  # at random moments, of each kind of work
-KILLS_OF_RUN = 5  # of `make run`, which takes longer
+KILLS_OF_RUN = 3  # of `make run`, which takes longer
 IMAGES = 10_000  # in the made-up MNIST, whose files are as long as a sixth of MNIST's
 PAUSE = 0.003  # seconds, after each 64 kB that the server sends
 LONGEST = 120  # seconds that a process may take
@@ -250,9 +250,9 @@ def make_project(folder):
     (folder / "notebooks").mkdir(parents=True)
     shutil.copytree(ROOT / "tools", folder / "tools")
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for name in ("01_first", "02_second"):
-        cells = [new_code_cell(CELLS), new_code_cell("6 * 7")]
-        nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
+    for name, source in (("01_training", CELLS), ("02_none", "6 * 7")):
+        notebook = new_notebook(cells=[new_code_cell(source)])
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
 
 
 def run_notebooks(folder):
