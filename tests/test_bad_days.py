@@ -254,6 +254,7 @@ for setting in settings("http://127.0.0.1:9/", *sums):
 raw.parent.mkdir(parents=True)
 (project / "mirror").rename(raw)
 os.environ["QHELPERS_DATA"] = str(project / "data")
+os.environ.pop("QHELPERS_DATASET", None)
 load_data()
 model = integers(0)
 for path in [*raw.iterdir(), raw]:
