@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from qhelpers.packing import pack, unpack
 
 FORMAT = "qhelpers integer model, version 1"
 KINDS = {kind.__name__: kind for kind in (Linear, Conv2d, MaxPool2d, ReLU, Reshape)}
-MOST_BYTES = 2**28  # of all arrays together, so that a file can't ask for gigabytes
+# What a file may ask for, so that none takes gigabytes or minutes.
+MOST_BYTES = 2**24  # of the file, and of all arrays together
+MOST_WEIGHTS = 2**24  # of all layers together: packed, four of 2 bits are one byte
+MOST_LAYERS = 1000
+MOST_GROUPS = 10_000  # of all convolutions together
+MOST_HEADER = 250  # bytes of what NumPy writes about an array; it parses this as Python
 
 
 def save_integer_model(model, path):
@@ -24,7 +30,8 @@ def save_integer_model(model, path):
 
     The weights are packed, then everything is compressed. NumPy's `load` can read the arrays.
     The arithmetic and the products aren't saved: they are chosen when it is loaded.
-    Raises OSError, which names the file, where it can't be written.
+    Raises ValueError where the model is larger than `load_integer_model` takes, and OSError,
+    which names the file, where it can't be written.
     """
     described, arrays = [], {}
     for number, layer in enumerate(model.layers):
@@ -45,6 +52,8 @@ def save_integer_model(model, path):
     arrays["structure"] = np.frombuffer(text.encode(), np.uint8)
     with whole_file(Path(path)) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays, sha256=digest(arrays))
+        file.flush()
+        read_layers(read_arrays(part.read_bytes()))  # what can't be read isn't saved
 
 
 def load_integer_model(path, arithmetic="fbgemm", products=None):
@@ -54,8 +63,11 @@ def load_integer_model(path, arithmetic="fbgemm", products=None):
     Raises OSError where the file can't be read, and ValueError where it is not whole, doesn't
     fit together, or is another's.
     """
-    content = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
     try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         layers = read_layers(read_arrays(content))
     except Exception as error:  # whatever zipfile, NumPy and json raise for damaged files
         raise ValueError(f"{path} is not an integer model that qhelpers saved, or is damaged: "
@@ -63,28 +75,36 @@ def load_integer_model(path, arithmetic="fbgemm", products=None):
     return IntegerModel(layers, arithmetic, products)
 
 
+def check_most(name, count, most):
+    if count > most:
+        raise ValueError(f"it has {count:,} {name}; {most:,} are allowed")
+
+
 def read_arrays(content):
     """Return the arrays in a .npz by name, and take none that is larger than the file says."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        total = sum(entry.file_size for entry in entries)
-        if total > MOST_BYTES:
-            raise ValueError(f"its arrays have {total:,} bytes; {MOST_BYTES:,} are allowed")
-        return {
-            entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in entries
-        }
+        check_most("bytes of arrays", sum(entry.file_size for entry in entries), MOST_BYTES)
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"it has a name twice: {names}")
+        return {name: read_array(archive, entry) for name, entry in zip(names, entries)}
 
 
 def read_array(archive, entry):
-    data = io.BytesIO(archive.read(entry))
+    # zipfile unpacks bzip2 and LZMA whole, and the rest too unless it is told how much to read.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{entry.filename} is compressed, and not by deflate")
+    with archive.open(entry) as file:
+        data = io.BytesIO(file.read(entry.file_size))
     if np.lib.format.read_magic(data) != (1, 0):
         raise ValueError(f"{entry.filename} has an unknown version")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(data)
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if dtype.hasobject or size != entry.file_size - data.tell():
+    shape, _, dtype = np.lib.format.read_array_header_1_0(data, max_header_size=MOST_HEADER)
+    rest = len(data.getbuffer()) - data.tell()
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != rest:
         raise ValueError(f"{entry.filename} doesn't hold {dtype} of shape {shape}")
     data.seek(0)
-    return np.lib.format.read_array(data, allow_pickle=False)
+    return np.lib.format.read_array(data, allow_pickle=False, max_header_size=MOST_HEADER)
 
 
 def read_layers(arrays):
@@ -94,9 +114,13 @@ def read_layers(arrays):
     structure = json.loads(arrays.pop("structure").tobytes())
     if structure["format"] != FORMAT:
         raise ValueError(f"its format is {structure['format']!r}; this is {FORMAT!r}")
-    layers = [
-        read_layer(fields, arrays, number) for number, fields in enumerate(structure["layers"])
-    ]
+    described = structure["layers"]
+    check_most("layers", len(described), MOST_LAYERS)
+    weights = [whole_numbers("weight", each["weight"]) for each in described if "weight" in each]
+    check_most("weights", sum(abs(math.prod(shape)) for shape in weights), MOST_WEIGHTS)
+    groups = [of_type(int, "groups", each["groups"]) for each in described if "groups" in each]
+    check_most("groups", sum(groups), MOST_GROUPS)
+    layers = [read_layer(fields, arrays, number) for number, fields in enumerate(described)]
     if arrays:
         raise ValueError(f"it holds more: {[*arrays]}")
     IntegerModel(layers)  # checks that they follow on one another
@@ -106,17 +130,32 @@ def read_layers(arrays):
 def read_layer(fields, arrays, number):
     kind = KINDS[fields.pop("kind")]
     for field in dataclasses.fields(kind):
-        if field.name == "weight":
-            shape = fields["weight"]
-            packed, count = arrays.pop(f"{number}.weight"), int(np.prod(shape, dtype=object))
-            fields["weight"] = unpack(packed, fields["weight_bits"], count).reshape(shape)
+        name = field.name
+        if name == "weight":
+            shape = whole_numbers(name, fields[name])
+            packed, bits = arrays.pop(f"{number}.weight"), fields["weight_bits"]
+            fields[name] = unpack(packed, bits, math.prod(shape)).reshape(shape)
         elif field.type is np.ndarray:
-            fields[field.name] = arrays.pop(f"{number}.{field.name}")
+            fields[name] = arrays.pop(f"{number}.{name}")
         elif field.type is QParams:
-            fields[field.name] = QParams(*fields[field.name])
+            scale, *codes = fields[name]
+            fields[name] = QParams(of_type(float, "scale", scale), *codes)
         elif field.type is tuple:
-            fields[field.name] = tuple(fields[field.name])
+            fields[name] = whole_numbers(name, fields[name])
+        else:
+            of_type(field.type, name, fields[name])
     return kind(**fields)
+
+
+def of_type(kind, name, value):
+    """Return a value that JSON gave, or raise ValueError where it has another type."""
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {value!r}; its type must be {kind.__name__}")
+    return value
+
+
+def whole_numbers(name, value):
+    return tuple(of_type(int, name, number) for number in of_type(list, name, value))
 
 
 def digest(arrays):

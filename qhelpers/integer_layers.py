@@ -1,11 +1,15 @@
 """The layers of an integer model: each turns uint8 codes into uint8 codes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from qhelpers.products import PRODUCTS, by_blas, largest_sum
 from qhelpers.requantize import ARITHMETICS
+
+TINY = np.finfo(np.float32).tiny  # whose reciprocal is finite
+MOST_NUMBERS = 2**23  # that a window's layer makes of one image
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,11 @@ class QParams:
     quant_max: int
 
     def __post_init__(self):
-        scale = np.float32(self.scale)
+        with np.errstate(over="ignore"):  # it is refused
+            scale = np.float32(self.scale)
         object.__setattr__(self, "scale", scale)
-        if not (np.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale is {scale}; it must be positive and finite")
+        if not TINY <= scale < np.inf:
+            raise ValueError(f"scale is {scale}; it must be positive, at least {TINY}, and finite")
         for name, allowed in [("quant_max", (1, 255)), ("zero_point", (0, self.quant_max))]:
             value = getattr(self, name)
             if type(value) is not int or not allowed[0] <= value <= allowed[1]:
@@ -75,6 +80,13 @@ class Linear:
         check(bias.dtype == np.float32 and bias.shape == (len(weight),) and np.isfinite(bias).all(),
               f"bias is {bias.dtype} of shape {bias.shape}; it must be float32, finite, one for "
               "each output")  # fmt: skip
+        with np.errstate(all="ignore"):  # of what is refused
+            steps = self.before.scale * scale
+            multiplier, in_steps = steps / self.after.scale, abs(bias / steps)
+            fits = (steps >= TINY) & (multiplier >= TINY) & (multiplier < np.inf)
+        check(fits.all() and (in_steps < np.inf).all(),
+              f"float32 can't combine its scales, {self.before.scale}, {scale.min()} to "
+              f"{scale.max()} and {self.after.scale}, and its bias")  # fmt: skip
         check(self.largest_sum < 2**31, f"its sums reach {self.largest_sum}, over 31 bits")
 
     @property
@@ -154,8 +166,9 @@ class Conv2d(Linear):
 
         def accumulators(codes):
             self.checked(codes)
-            patches = windows(codes, size, self.stride, self.padding, self.dilation, zero_point)
+            patches = windows(self, codes, size, zero_point)
             n, _, height, width = patches.shape[:4]
+            check_numbers(self, height * width * len(self.weight))
             rows = [
                 group.transpose(0, 2, 3, 4, 5, 1).reshape(n * height * width, -1)
                 for group in np.split(patches, self.groups, axis=1)
@@ -183,8 +196,7 @@ class MaxPool2d:
         check_window(self)
 
     def prepared(self, arithmetic, products):
-        sizes = self.kernel_size, self.stride, self.padding, self.dilation
-        return lambda codes: windows(codes, *sizes, fill=0).max(axis=(4, 5))
+        return lambda codes: windows(self, codes, self.kernel_size, fill=0).max(axis=(4, 5))
 
 
 @dataclass(frozen=True)
@@ -200,22 +212,51 @@ class ReLU:
 
 @dataclass(frozen=True)
 class Reshape:
-    """Gives what belongs to one image another shape; one length may be -1."""
+    """Gives what belongs to one image another shape; one length may be -1.
+
+    Raises ValueError where another length isn't a positive integer, of at most MOST_NUMBERS.
+    """
 
     name: str
     shape: tuple
+
+    def __post_init__(self):
+        lengths = [n for n in self.shape if n != -1]
+        right = all(type(n) is int and 1 <= n <= MOST_NUMBERS for n in lengths)
+        if not right or len(lengths) < len(self.shape) - 1:
+            raise ValueError(f"layer {self.name!r}: shape is {self.shape!r}; it must have integers "
+                             f"from 1 to {MOST_NUMBERS:,}, and at most one -1")  # fmt: skip
 
     def prepared(self, arithmetic, products):
         return lambda codes: codes.reshape(len(codes) if -1 in self.shape else -1, *self.shape)
 
 
-def windows(codes, size, stride, padding, dilation, fill):
-    """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size)."""
-    (height, width), (down, right) = size, padding
+def windows(layer, codes, size, fill):
+    """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size).
+
+    Raises ValueError where there is no patch, or where there are too many for the memory.
+    """
+    if codes.ndim != 4:
+        raise ValueError(f"layer {layer.name!r} gets codes of shape {codes.shape}; they must have "
+                         "4 axes")  # fmt: skip
+    span = [(n - 1) * d + 1 for n, d in zip(size, layer.dilation)]
+    lengths = [n + 2 * pad for n, pad in zip(codes.shape[2:], layer.padding)]
+    places = [(n - over) // step + 1 for n, over, step in zip(lengths, span, layer.stride)]
+    if min(places) < 1:
+        raise ValueError(f"layer {layer.name!r} gets images of {codes.shape[2:]}, {lengths} with "
+                         f"padding; its window is {span}")  # fmt: skip
+    check_numbers(layer, codes.shape[1] * max(math.prod(places) * math.prod(size),
+                                              math.prod(lengths)))  # fmt: skip
+    (down, right), (i, j), (k, m) = layer.padding, layer.stride, layer.dilation
     codes = np.pad(codes, ((0, 0), (0, 0), (down, down), (right, right)), constant_values=fill)
-    span = [(n - 1) * d + 1 for n, d in zip((height, width), dilation)]
     view = np.lib.stride_tricks.sliding_window_view(codes, span, axis=(2, 3))
-    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    return view[:, :, ::i, ::j, ::k, ::m]
+
+
+def check_numbers(layer, count):
+    if count > MOST_NUMBERS:
+        raise ValueError(f"layer {layer.name!r} makes {count:,} numbers of each image; "
+                         f"{MOST_NUMBERS:,} are allowed")  # fmt: skip
 
 
 def check_window(layer):

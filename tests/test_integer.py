@@ -422,6 +422,8 @@ def linear(**changed):
         ({"weight_scale": np.float32([1])}, "weight_scale is float32 of shape"),
         ({"weight_scale": np.float32(0)}, "weight_scale must be positive and finite"),
         ({"bias": np.float32([1, np.nan])}, "bias is float32 of shape"),
+        ({"weight_scale": np.float32(1e-38)}, "float32 can't combine its scales, 0.1.*1e-38"),
+        ({"bias": np.float32([0, 3e38])}, "float32 can't combine its scales"),
         ({"weight": np.full((2, 2**24), 7, np.int8)}, "its sums reach .*, over 31 bits"),
     ],
 )
@@ -434,6 +436,8 @@ def test_a_layer_that_does_not_fit_is_refused(changed, message):
     "arguments, message",
     [
         ((0, 3, 255), "^scale is 0.0; it must be positive"),
+        ((1e-40, 3, 255), "^scale is 1e-40; it must be positive, at least 1.17"),
+        ((np.inf, 3, 255), "^scale is inf; it must be"),
         ((0.1, 3, 256), "^quant_max is 256; it must be an integer from 1 to 255"),
         ((0.1, 16, 15), "^zero_point is 16; it must be an integer from 0 to 15"),
         ((0.1, 1.5, 15), "^zero_point is 1.5; it must be an integer"),
@@ -467,6 +471,17 @@ def test_other_mistakes_end_in_a_clear_error(small):
     window = {"kernel_size": (2, 2), "stride": (0, 1), "padding": (0, 0), "dilation": (1, 1)}
     with pytest.raises(ValueError, match="^layer 'pool': stride is .*at least 1"):
         MaxPool2d("pool", **window)
+    for shape in [(-1, -1), (0,), (2.0,), ("2",), (10**30,)]:
+        with pytest.raises(ValueError, match="^layer 'flat': shape is .*at most one -1"):
+            Reshape("flat", shape)
+    pool = MaxPool2d("pool", **window | {"stride": (1, 1), "padding": (10**9, 0)}).prepared(0, 0)
+    with pytest.raises(ValueError, match="^layer 'pool' makes .* numbers of each image; 8,388"):
+        pool(np.ones((1, 1, 4, 4), np.uint8))
+    pool = MaxPool2d("pool", **window | {"stride": (1, 1), "dilation": (4, 1)}).prepared(0, 0)
+    with pytest.raises(ValueError, match="^layer 'pool' gets images of .*; its window is .5, 2."):
+        pool(np.ones((1, 1, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match="^layer 'pool' gets codes of shape .*must have 4 axes"):
+        pool(np.ones((1, 4), np.uint8))
     conv = vars(linear()) | {"weight": np.ones((2, 1, 1, 1), np.int8), **window}
     del conv["kernel_size"]
     with pytest.raises(ValueError, match="^layer 'fc': groups is 3; it must divide"):

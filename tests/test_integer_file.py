@@ -3,7 +3,9 @@
 import io
 import json
 import random
+import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from qhelpers import (
     quantize_model,
     save_integer_model,
 )
+from qhelpers.integer import IntegerModel
 from qhelpers.integer_file import MOST_BYTES, digest, read_arrays
+from qhelpers.integer_layers import Reshape
 from qhelpers.packing import pack, packed_bytes, unpack
 from qhelpers.ptq_experiments import KEPT_LOGITS, float_net
 from tests.test_integer import Chain
@@ -174,6 +178,10 @@ def first_linear(structure):
     return next(i for i, part in enumerate(structure["layers"]) if part["kind"] == "Linear")
 
 
+def first(structure, field):
+    return next(part for part in structure["layers"] if field in part)
+
+
 def cut_a_layer(contents, structure):
     number = first_linear(structure)
     structure["layers"][number]["name"] = "other"
@@ -195,7 +203,7 @@ def cut_a_layer(contents, structure):
         ),
         (
             lambda contents, s: s["layers"][first_linear(s)].update(weight=[10**9, 10**9]),
-            "packed is uint8 of shape",
+            "it has 1,000,000,000,000,.* weights; 16,777,216 are allowed",
         ),
         (
             lambda contents, s: s["layers"][first_linear(s)].update(weight_bits=8),
@@ -208,6 +216,36 @@ def cut_a_layer(contents, structure):
             "bias is float32",
         ),
         (lambda contents, s: s["layers"][first_linear(s)]["after"].append(1), "positional"),
+        (
+            lambda contents, s: s["layers"][first_linear(s)].update(relu="no"),
+            "relu is 'no'; its type must be bool",
+        ),
+        (
+            lambda contents, s: s["layers"][first_linear(s)].update(name=["fc"]),
+            r"name is \['fc'\]; its type must be str",
+        ),
+        (
+            lambda contents, s: s["layers"][first_linear(s)].update(before=["0.1", 0, 255]),
+            "scale is '0.1'; its type must be float",
+        ),
+        (
+            lambda contents, s: s["layers"][first_linear(s)].update(weight=["a", 10**12]),
+            "weight is 'a'; its type must be int",
+        ),
+        (
+            lambda contents, s: s["layers"][first_linear(s)].update(weight=[-(10**6), 10**6]),
+            "it has 1,000,000,.* weights; 16,777,216 are allowed",
+        ),
+        (lambda contents, s: first(s, "shape").update(shape=["a"]), "shape is 'a'; its type"),
+        (lambda contents, s: first(s, "shape").update(shape=[0, -1]), "shape is .*; it must have"),
+        (
+            lambda contents, s: first(s, "groups").update(groups=10**5),
+            "it has 100,00. groups; 10,000 are allowed",
+        ),
+        (
+            lambda contents, s: s.update(layers=s["layers"] * 1000),
+            "000 layers; 1,000 are allowed",
+        ),
     ],
 )
 def test_an_inconsistent_file_is_refused(path, change, message):
@@ -251,8 +289,73 @@ def test_nothing_is_unpickled_and_no_size_is_believed(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.npy", bytes(MOST_BYTES + 1))
     assert path.stat().st_size < 1_000_000
-    with pytest.raises(ValueError, match=f"{REFUSED}its arrays have 268,435,457 bytes"):
+    with pytest.raises(ValueError, match=f"{REFUSED}it has 16,777,217 bytes of arrays"):
         load_integer_model(path)
+
+
+def packed_as_bomb(path, method):
+    """Put zeros in the place of an array, and make the zip's directory say that they are few."""
+    contents = contents_of(path)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, bytes(10**8) if name == "sha256.npy" else data)
+    size = (10**8).to_bytes(4, "little")
+    content = path.read_bytes()
+    start = content.rindex(size)
+    few = zlib.crc32(bytes(100)).to_bytes(4, "little")
+    changed = bytearray(content[:start] + (100).to_bytes(4, "little") + content[start + 4 :])
+    changed[start - 8 : start - 4] = few
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        (zipfile.ZIP_DEFLATED, "the magic string is not correct"),
+        (zipfile.ZIP_LZMA, "is compressed, and not by deflate"),
+        (zipfile.ZIP_BZIP2, "is compressed, and not by deflate"),
+    ],
+)
+def test_no_more_is_unpacked_than_the_zip_says(path, method, message):
+    packed_as_bomb(path, method)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"{REFUSED}.*({message})"):
+        load_integer_model(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000_000
+
+
+def test_a_file_without_end_is_not_read_whole(path):
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # it takes no room on the disk
+    with pytest.raises(ValueError, match=f"{REFUSED}it has more than 16,777,216 bytes"):
+        load_integer_model(path)
+
+
+def test_a_name_that_is_there_twice_is_refused(path):
+    contents = contents_of(path)
+    write_zip(path, contents | {"sha256": contents["sha256.npy"]})
+    with pytest.raises(ValueError, match=f"{REFUSED}it has a name twice: "):
+        load_integer_model(path)
+
+
+def test_a_header_that_numpy_would_not_write_is_refused(path):
+    header = io.BytesIO()
+    fields = {"descr": "|u1", "fortran_order": False, "shape": (1,) * 60}
+    np.lib.format.write_array_header_1_0(header, fields)
+    write_zip(path, contents_of(path) | {"sha256.npy": header.getvalue() + b"1"})
+    with pytest.raises(ValueError, match=f"{REFUSED}Header info length .* is large"):
+        load_integer_model(path)
+
+
+def test_a_model_that_could_not_be_read_back_is_not_written(model, path):
+    before = path.read_bytes()
+    longer = IntegerModel([*model.layers, *[Reshape("again", (-1,))] * 1000])
+    with pytest.raises(ValueError, match="^it has 1,0.* layers; 1,000 are allowed"):
+        save_integer_model(longer, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.npz"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(model, path, monkeypatch):
