@@ -16,6 +16,7 @@ help:
 	@echo 'make lint     ruff, on code and notebooks'
 	@echo 'make tables   run the long experiments whose results the notebooks show (TABLE=qat: one)'
 	@echo 'make bench    how fast the code is beside plain loops, torch, a naive search: build/bench.md'
+	@echo 'make fuzz     10,000 damaged files of integer models, none of which may do harm (SEED=1: others)'
 	@echo 'make colab    each notebook alone, as on Colab, installed from the last commit (NB=03: one)'
 	@echo 'make kills    kill what writes files, at every step and at random; count what is lost or half there'
 	@echo 'make times    measure the notebooks'"'"' times, and write them into openings and README (NB=03: one)'
@@ -72,6 +73,9 @@ lint: $(READY)
 bench: $(READY)
 	@$(PY) -m bench
 
+fuzz: $(READY)
+	@$(PY) -m tests.fuzz $(if $(SEED),--seed $(SEED))
+
 colab: $(READY)
 	@$(PY) -m tests.colab $(NB)
 
@@ -88,4 +92,4 @@ clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find qhelpers bench tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup run test test-matrix lab refresh badges lint bench colab kills times tables clean
+.PHONY: help setup run test test-matrix lab refresh badges lint bench fuzz colab kills times tables clean
