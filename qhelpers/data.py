@@ -95,15 +95,20 @@ def load_data():
 
 def load_mnist():
     """Return MNIST as Data, downloaded at need; raise MNISTUnavailable where that fails."""
-    from torchvision.datasets import MNIST  # slow to import, so only here
+    # Slow to import, so only here. The class MNIST would read the folder `processed` of an old
+    # torchvision instead, if there is one, and nothing verifies that.
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    folder = data_folder()
+    folder = data_folder() / "MNIST" / "raw"
     for name in RAW_MD5:
-        provide_file(folder / "MNIST" / "raw" / name)
+        provide_file(folder / name)
     parts = []
-    for train in (True, False):
-        mnist = MNIST(folder, train=train)
-        parts += [normalise(mnist.data[:, None] / 255), mnist.targets]
+    for part in ("train", "t10k"):
+        images = read_image_file(folder / f"{part}-images-idx3-ubyte")
+        parts += [
+            normalise(images[:, None] / 255),
+            read_label_file(folder / f"{part}-labels-idx1-ubyte"),
+        ]
     return Data("mnist", *parts)
 
 

@@ -134,6 +134,17 @@ def test_what_nothing_repairs_is_an_error_that_names_it(raw, offline, monkeypatc
 def test_a_mirror_with_other_content_is_refused(mirror):
     (mirror / f"{RAW[0]}.gz").write_bytes(gzip.compress(b"not this"))
     assert load_data().name == "digits"
+    assert not list(data.data_folder().rglob(f"{RAW[0]}*"))
+
+
+def test_files_of_an_old_torchvision_are_not_read(raw):
+    """Nothing verifies those, which its class MNIST prefers."""
+    expected, folder = load_data().train_images, raw.with_name("processed")
+    folder.mkdir()
+    for name in (MNIST.training_file, MNIST.test_file):
+        torch.save((torch.zeros(5, 28, 28), torch.zeros(5)), folder / name)
+    assert len(MNIST(raw.parent.parent).data) == 5
+    assert torch.equal(load_data().train_images, expected)
 
 
 def test_a_mirror_that_hangs_is_left_for_the_next(mirror, hanging, monkeypatch):
