@@ -42,7 +42,7 @@ FEWEST_PAST_ZIP = 0.1  # of all files
 READER = "qhelpers.integer_file:load_integer_model"
 VERDICTS = {
     "refused": "a ValueError or OSError when it is loaded",
-    "no images": "loaded, and a ValueError for images of this shape",
+    "misfit": "loaded, and a ValueError for images of this shape",
     "same": "the logits of the valid file",
     "other": "the logits of another model; its checksum is right",
     "unnoticed": "the logits of another model, and its checksum isn't right",
@@ -148,7 +148,7 @@ def read(load, path, arithmetic, expected, sealed):
         with np.errstate(invalid="raise", over="ignore", divide="ignore"):
             logits = model(IMAGES)
     except ValueError as error:
-        return "no images", str(error)[:500]
+        return "misfit", str(error)[:500]
     except Exception:
         return "error", traceback.format_exc()[-500:]
     if np.array_equal(logits, expected):

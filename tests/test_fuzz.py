@@ -103,7 +103,7 @@ def fails_with_images(path, arithmetic):
         (refuses_for_lack_of_memory, True, "memory"),
         (is_another_model, True, "other"),
         (is_another_model, False, "unnoticed"),
-        (takes_no_images, True, "no images"),
+        (takes_no_images, True, "misfit"),
         (fails_with_images, True, "error"),
     ],
 )
