@@ -9,6 +9,7 @@ import warnings
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bench import engines, kernels, loops, searches
 from bench.comparison import OURS
@@ -84,6 +85,8 @@ def draw(comparisons):
                 ax.plot(sizes, speeds, marker + "-", label=rival)
             ax.axhline(1, color="0.5", linestyle=":")
             ax.set(title=task, xscale="log", yscale="log", xlabel=of_task[0].unit)
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+            ax.yaxis.set_minor_locator(NullLocator())
             ax.legend(fontsize="small", title="beside")
         axes[0, 0].set_ylabel("times as fast")
     return figure
