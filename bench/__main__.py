@@ -5,7 +5,6 @@ Run as `python -m bench` (or `make bench`): some minutes, and 2 GB of memory.
 
 import statistics
 import sys
-import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -13,8 +12,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from bench import engines, kernels, loops, searches
 from bench.comparison import OURS
-from qhelpers import load_data
-from qhelpers.files import project_folder, whole_file
+from qhelpers import load_data, silence_known_warnings
+from qhelpers.files import whole_file
+from tools.notebooks import BUILD, replace
 
 HEADER = (
     "| task | size | ours, ms | fastest to slowest | beside | ms | fastest to slowest "
@@ -25,7 +25,7 @@ HEADER = (
 
 def main():
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel")
+    silence_known_warnings()
     data = load_data()
     if data.name != "mnist":
         sys.exit("The plain loops need MNIST.")
@@ -39,12 +39,10 @@ def main():
         for comparison in comparisons:
             print("".join(rows(comparison)), end="", flush=True)
             done.append(comparison)
-    folder = project_folder() / "build"
-    with whole_file(folder / "bench.md") as part:
-        part.write_text(HEADER + "".join(map("".join, map(rows, done))), encoding="utf-8")
-    with whole_file(folder / "bench.png") as part:
+    replace(BUILD / "bench.md", HEADER + "".join(map("".join, map(rows, done))))
+    with whole_file(BUILD / "bench.png") as part:
         draw(done).savefig(part, format="png")
-    print(f"written to {folder / 'bench.md'} and bench.png")
+    print(f"written to {BUILD / 'bench.md'} and bench.png")
 
 
 def rows(comparison):

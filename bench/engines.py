@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from bench.comparison import OURS, Comparison
-from qhelpers import integer_model, quantize_model, silence_known_warnings
+from qhelpers import integer_model, quantize_model
 from qhelpers.deployment import missing_packages, require_deployment_packages
 from qhelpers.ptq_experiments import float_net
 from qhelpers.timing import times_in_turn
@@ -32,7 +32,6 @@ def contestants(net, calibration):
     by_name = {OURS: model, "ours, int32 without BLAS": model.computing("fbgemm", "integers")}
     by_name[FLOAT] = net
     if has_torch_ao():
-        silence_known_warnings()
         name = f"torch, int8 ({choose_engine()})"
         by_name[name] = quantize_by_torch(net, calibration, choose_engine())
     if missing_packages():

@@ -23,10 +23,9 @@ PLAIN = "DataLoader loop"
 def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000), rounds=5):
     """Train for so many iterations, test on so many images. `data` must be MNIST."""
     loader, test_set = plain_loader(plain_set(train=True)), plain_set(train=False)
-    options = {"batch_size": BATCH_SIZE}
     for count in iterations:
         functions = {
-            OURS: lambda n: train(new(), data, total_iterations_limit=n, **options),
+            OURS: lambda n: train(new(), data, batch_size=BATCH_SIZE, total_iterations_limit=n),
             PLAIN: lambda n: plain_train(new(), loader, n),
         }
         times = times_in_turn(silenced(functions), count, rounds)

@@ -37,10 +37,21 @@ def checked_params(params, name="params"):
 
 def checked_finite(params, name="params"):
     """Return the array `params`, or raise ValueError where it holds NaN or infinity."""
-    if not np.isfinite([params.min(), params.max()]).all():  # as large as params is neither
-        wrong = params[~np.isfinite(params)][0]
-        raise ValueError(f"{name} holds {wrong}; all its values must be finite")
+    finite = np.isfinite(params)
+    if not finite.all():
+        raise ValueError(f"{name} holds {params[~finite][0]}; all its values must be finite")
     return params
+
+
+def finite_ends(params, name="params"):
+    """Return the smallest and the largest number of an array.
+
+    Raises ValueError where it holds NaN or infinity. The ends tell, without an array of answers.
+    """
+    low, high = params.min(), params.max()
+    if not np.isfinite([low, high]).all():
+        checked_finite(params, name)
+    return low, high
 
 
 def checked_bits(bits, fewest=1):

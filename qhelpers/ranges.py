@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization
-from qhelpers.checks import checked_bits, checked_finite, checked_params, checked_percentile
+from qhelpers.checks import checked_bits, checked_params, checked_percentile, finite_ends
 from qhelpers.histogram import histogram, parts
 from qhelpers.search import search
 
@@ -20,8 +20,7 @@ def min_max_range(params):
     Raises TypeError or ValueError for anything else.
     Source: Krishnamoorthi 2018, section 2.
     """
-    params = checked_finite(checked_params(params))
-    return params.min(), params.max()
+    return finite_ends(checked_params(params))
 
 
 def percentile_range(params, percentile=99.99, *, counts=None):
@@ -35,7 +34,8 @@ def percentile_range(params, percentile=99.99, *, counts=None):
     Source: Wu et al. 2020, section 3.
     """
     percentile = checked_percentile(percentile)
-    params = checked_finite(checked_params(params))
+    params = checked_params(params)
+    finite_ends(params)
     percentiles = [100 - percentile, percentile]
     if counts is None:
         low, high = np.percentile(params, percentiles)
@@ -156,8 +156,8 @@ def kl_divergence(counts, kept, levels):
 
 def span(params, name="params"):
     """Return in float64 the ends of `params`, widened to hold 0, and the farther one's size."""
-    checked_finite(params, name)
-    low, high = min(np.float64(params.min()), 0.0), max(np.float64(params.max()), 0.0)
+    low, high = finite_ends(params, name)
+    low, high = min(np.float64(low), 0.0), max(np.float64(high), 0.0)
     return low, high, max(-low, high)
 
 

@@ -23,7 +23,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from qhelpers.deployment import PACKAGES
 from tools.badges import place
-from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells
+from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells, notebooks_of
 
 HIDDEN = ("qhelpers", *PACKAGES)  # and what begins so: onnx_ir, which comes with onnx
 LIST = "import importlib.metadata as m\nfor p in m.distributions(): print(p.name, p.version)"
@@ -33,9 +33,7 @@ def main():
     begins = sys.argv[1] if len(sys.argv) > 1 else ""
     with tempfile.TemporaryDirectory() as folder:
         course = clone(Path(folder) / "course")
-        paths = sorted((course / "notebooks").glob(f"{begins}*.ipynb"))
-        if not paths:
-            sys.exit(f"No notebook's name begins with {begins!r}.")
+        paths = notebooks_of(begins, course)
         print(f"{'notebook':<36}{'cells':>6}{'seconds':>9}  verdict  packages changed; added")
         failures = [try_alone(path, course, Path(folder) / path.stem) for path in paths]
     if any(failures):

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 
@@ -69,7 +68,7 @@ def main():
 
 def run(name, setting):
     """Run the tests in a setting; return the counts, or None and why it was not possible."""
-    if shutil.which(setting.python) is None:
+    if not runs(setting.python):
         return None, f"there is no {setting.python} here"
     folder = FOLDER / name.replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
@@ -90,12 +89,17 @@ def run(name, setting):
     return counts_of(ElementTree.parse(report)), None
 
 
+def runs(python):
+    """Whether the command starts a Python. That there is a file of the name doesn't tell."""
+    try:
+        return subprocess.run([python, "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def make_environment(folder, setting):
     """Return the Python of a new environment with these packages, or None and why not."""
-    if setting.python == sys.executable:
-        venv.create(folder, with_pip=True)
-    else:
-        subprocess.run([setting.python, "-m", "venv", folder], check=True)
+    subprocess.run([setting.python, "-m", "venv", folder], check=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [python, "-m", "pip", "install", "--quiet", *setting.packages, "-e", ".[dev,deploy]"]
     done = subprocess.run(install, cwd=ROOT, capture_output=True, text=True)

@@ -17,7 +17,6 @@ from qhelpers import (
     load_data,
     prepare_qat,
     quantize_model,
-    silence_known_warnings,
     test,
     train,
 )
@@ -48,13 +47,6 @@ def nets(data):
 def small():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-
-
-@pytest.fixture(autouse=True)
-def silence():
-    with warnings.catch_warnings():
-        silence_known_warnings()
-        yield
 
 
 def needs(engine):

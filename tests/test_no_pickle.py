@@ -14,7 +14,7 @@ import pytest
 from tools.notebooks import code_cells
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["qhelpers", "tools", "tests"]
+FOLDERS = ["qhelpers", "bench", "tools", "tests"]
 # Modules that unpickle, or read what is as dangerous. An exception's class does neither.
 MODULES = ("pickle", "_pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle")
 HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError", "pickle.PicklingError"}

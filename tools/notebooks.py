@@ -31,9 +31,7 @@ def main():
     parser.add_argument("command", choices=["run", "refresh"])
     parser.add_argument("notebook", nargs="?", default="", help="how the file's name begins: 03")
     arguments = parser.parse_args()
-    paths = sorted((ROOT / "notebooks").glob(f"{arguments.notebook}*.ipynb"))
-    if not paths:
-        sys.exit(f"No notebook's name begins with {arguments.notebook!r}.")
+    paths = notebooks_of(arguments.notebook)
     if arguments.command == "refresh":  # one at a time: the times in their outputs stay
         rows = [process(path, refresh=True) for path in paths]
     else:
@@ -46,6 +44,14 @@ def main():
         print(f"{name:<36}{cells:>6}{seconds:>9.1f}  {verdict}")
     if any(verdict != "ok" for *_, verdict in rows):
         sys.exit(1)
+
+
+def notebooks_of(begins, root=ROOT):
+    """Return the paths of the notebooks whose names begin so; end the program if there is none."""
+    paths = sorted((root / "notebooks").glob(f"{begins}*.ipynb"))
+    if not paths:
+        sys.exit(f"No notebook's name begins with {begins!r}.")
+    return paths
 
 
 def process(path, refresh=False):

@@ -4,13 +4,12 @@ import argparse
 import math
 import os
 import re
-import sys
 import tempfile
 import time
 
 import nbformat
 
-from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, replace
+from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, notebooks_of, replace
 
 README = ROOT / "README.md"
 IN_OPENING = r"(\*\*Running it takes\*\* )\d+( seconds)"
@@ -20,11 +19,7 @@ IN_README = r"(\| \[[^\n]*\(notebooks/{name}\)[^\n]*\| )\d+( s \|\n)"
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebook", nargs="?", default="", help="how the file's name begins: 03")
-    begins = parser.parse_args().notebook
-    paths = sorted((ROOT / "notebooks").glob(f"{begins}*.ipynb"))
-    if not paths:
-        sys.exit(f"No notebook's name begins with {begins!r}.")
-    for path in paths:
+    for path in notebooks_of(parser.parse_args().notebook):
         measured = seconds_of(path)
         write(path, README, rounded_up(measured))
         print(f"{path.name:<36}{measured:>7.1f} seconds, written as {rounded_up(measured)}")
