@@ -1,11 +1,12 @@
 """Requantization: from accumulators to codes, as torch's engines and ONNX Runtime do it, and in
 fixed point, without a float.
 
-Each of the five takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
+Each of the six takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
 the scales of its inputs and weights, b its bias, s_y and z_y the scale and zero point of its
 outputs, and returns a function. It takes accumulators of shape (n, out), which it may overwrite,
 and returns the codes before they are clipped. What is computed once, when the layer is made
-ready, stands outside that function.
+ready, stands outside that function. Which of the two of oneDNN is torch's on a CPU,
+`engine_arithmetic` of qhelpers.torch_ao tells.
 
 The order of operations was found by comparing with their kernels, code by code (test_integer,
 test_integer_onnx).
@@ -62,14 +63,37 @@ def onednn(layer):
     Of s_x, and of s_w where the layer is Linear, torch hands over the reciprocal, and it is
     inverted again.
     """
+    input_scale, weight_scale = inverted_again(layer)
+    scale = input_scale * weight_scale
+    return onednn_ending(layer, lambda acc: acc.astype(np.float32, copy=False) * scale)
+
+
+def onednn_brgemm(layer):
+    """As `onednn`, but each accumulator is multiplied by s_x, rounded, and then by s_w."""
+    input_scale, weight_scale = inverted_again(layer)
+
+    def scaled(acc):
+        y = acc.astype(np.float32, copy=False) * input_scale
+        y *= weight_scale
+        return y
+
+    return onednn_ending(layer, scaled)
+
+
+def inverted_again(layer):
+    """Return s_x and s_w as oneDNN gets them from torch."""
     weight_scale = layer.weight_scale
     if layer.weight.ndim == 2:
         weight_scale = ONE / (ONE / weight_scale)
-    scale = (ONE / (ONE / layer.before.scale)) * weight_scale
+    return ONE / (ONE / layer.before.scale), weight_scale
+
+
+def onednn_ending(layer, scaled):
+    """Return what adds the bias to `scaled(acc)` and turns the sum into codes."""
     factor, zero_point = ONE / layer.after.scale, layer.after.zero_point
 
     def requantize(acc):
-        y = acc.astype(np.float32, copy=False) * scale
+        y = scaled(acc)
         y += layer.bias
         y *= factor
         y += np.float32(zero_point)
@@ -139,6 +163,7 @@ ARITHMETICS = {
     "fbgemm": fbgemm,
     "qnnpack": qnnpack,
     "onednn": onednn,
+    "onednn-brgemm": onednn_brgemm,
     "onnxruntime": onnxruntime,
     "fixed-point": fixed_point,
 }

@@ -103,10 +103,31 @@ def engine_saturates(engine):
 
     Two inputs of 255 times two weights of 127 make 64,770, more than 32,767.
     """
+    return code_of_linear(engine, [255, 255], 1.0, [127, 127], 1.0, 1000.0) < 65
+
+
+def engine_arithmetic(engine):
+    """Return which arithmetic of `IntegerModel` has an engine's codes, on this CPU.
+
+    "x86" has fbgemm's in Linear. oneDNN's kernels for AVX-512, and for AVX2 with VNNI, multiply
+    by s_x and then by s_w; those for older CPUs by the product of the two. 3 times 1/15 times 2.5
+    tells: in float32 the product makes it 0.5, which rounds to 0, and the other way it is more.
+    """
+    if engine != "onednn":
+        return "fbgemm" if engine == "x86" else engine
+    return "onednn-brgemm" if code_of_linear(engine, [3], 1 / 15, [1], 2.5, 1.0) else "onednn"
+
+
+def code_of_linear(engine, inputs, input_scale, weights, weight_scale, output_scale):
+    """Return the code that an engine makes of lists of input and weight codes, all zero points
+    and the bias 0."""
     torch.backends.quantized.engine = engine
-    two = torch.ones(1, 2)
-    inputs = torch.quantize_per_tensor(255 * two, 1.0, 0, torch.quint8)
-    weights = torch.quantize_per_tensor(127 * two, 1.0, 0, torch.qint8)
+    inputs, weights = (
+        torch.quantize_per_tensor(scale * torch.tensor([codes]), scale, 0, dtype)
+        for codes, scale, dtype in [
+            (inputs, input_scale, torch.quint8),
+            (weights, weight_scale, torch.qint8),
+        ]
+    )
     packed = torch.ops.quantized.linear_prepack(weights, torch.zeros(1))
-    total = torch.ops.quantized.linear(inputs, packed, 1000.0, 0)
-    return total.int_repr().item() < 65
+    return torch.ops.quantized.linear(inputs, packed, output_scale, 0).int_repr().item()

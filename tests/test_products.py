@@ -17,6 +17,7 @@ from qhelpers.products import (
     pairs_that_can_saturate,
 )
 from qhelpers.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
+from qhelpers.torch_ao import engine_arithmetic
 
 CODE, WEIGHT = st.integers(0, 255), st.integers(-128, 127)
 ROUNDED_BIAS = ("qnnpack", "onnxruntime", "fixed-point")
@@ -207,5 +208,16 @@ def test_random_layers_have_torch_s_codes(engine, granularity, relu):
         pytest.skip(f"not tested: this machine has no {engine}")
     for seed in range(2):
         layer, codes = random_layer(seed, granularity, relu)
-        ours = layer.prepared(engine, "blas")(codes)
+        ours = layer.prepared(engine_arithmetic(engine), "blas")(codes)
         assert np.array_equal(ours, by_torch(layer, codes, engine))
+
+
+def test_one_code_tells_the_two_arithmetics_of_onednn_apart():
+    """It is the code that `engine_arithmetic` asks the engine for."""
+    weight, scale, bias = np.int8([[1]]), np.float32(2.5), np.float32([0])
+    before, after = QParams(1 / 15, 0, 255), QParams(1.0, 0, 255)
+    part = Linear("fc", weight, 8, scale, bias, before, after, False)
+    for name, code in [("onednn", 0), ("onednn-brgemm", 1)]:
+        assert part.prepared(name, "integers")(np.uint8([[3]])).item() == code
+    assert np.float32(3) * (before.scale * scale) == 0.5
+    assert np.float32(3) * before.scale * scale == np.nextafter(np.float32(0.5), np.float32(1))
