@@ -160,9 +160,7 @@ def quantize(view, scale, zero, bottom, top, code_type, name="params"):
                 work = np.where(too_small[scales], numbers / scale[scales], work)
             np.rint(work, out=work)
             work += zero[scales]
-            np.maximum(work, bottom, out=work)
-            np.minimum(work, top, out=work)
-            codes[block] = work
+            codes[block] = np.clip(work, bottom, top, out=work)
     return codes
 
 

@@ -108,8 +108,7 @@ class Linear:
         def layer(codes):
             acc, shape = accumulators(codes)
             new = requantize(acc)
-            np.maximum(new, lowest, out=new)
-            np.minimum(new, self.after.quant_max, out=new)
+            np.clip(new, lowest, self.after.quant_max, out=new)
             return self.in_place(new.astype(np.uint8), shape)
 
         return layer

@@ -165,8 +165,7 @@ def squared_error(values, weights, scale, bottom, top):
     """Return the weighted mean of the squared errors of rounding to bottom*scale..top*scale."""
     work = values * (1 / scale)
     np.rint(work, out=work)
-    np.maximum(work, bottom, out=work)
-    np.minimum(work, top, out=work)
+    np.clip(work, bottom, top, out=work)
     work *= scale
     work -= values
     return weights @ np.square(work, out=work)
