@@ -167,18 +167,21 @@ def test_other_data_and_engines_are_run_and_counted(write):
 def test_a_changed_accuracy_word_or_row_in_a_notebook_fails(tmp_path):
     path = tmp_path / "03_post_training_quantization.ipynb"
     notebook = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
+    ends = []
 
     def change(old, new):
         """Change a text that one output holds; return the cell's number."""
-        for cell in notebook.cells:
+        for position, cell in enumerate(notebook.cells, 1):
             for found in cell.get("outputs", []):
                 if old in found.get("text", ""):
                     found.text = found.text.replace(old, new)
+                    ends.append(position)
                     return cell.execution_count
 
     accuracy = change("Accuracy: 96.00%\n", "Accuracy: 96.02%\n")
     word = change("half a step", "half a stair")
     row = change("torch.float32\n", "")
+    notebook.cells = notebook.cells[: max(ends)]  # the rest takes time, and tells nothing more
     nbformat.write(notebook, path)
     code, said = nbval(path, QHELPERS_DATA=str(data_folder().resolve()))
     assert code == 1 and "3 failed" in said
