@@ -1,5 +1,6 @@
 """tests/matrix.py: what it counts, what it can't run, and that its oldest torch is pyproject's."""
 
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -41,7 +42,19 @@ def test_a_setting_that_is_not_here_is_printed_and_no_failure(monkeypatch, capsy
     assert lines == ["Python 9                   not run: there is no python9 here"] and not code
 
 
+@pytest.mark.parametrize("script", ["#!/bin/sh\nexit 127\n", "no program"])
+def test_a_file_of_the_name_is_no_python(tmp_path, script):
+    """As pyenv has them: for each Python that is installed somewhere, a file of its name."""
+    path = tmp_path / "python3"
+    path.write_text(script)
+    assert not matrix.runs(path)
+    path.chmod(0o700)
+    assert not matrix.runs(path)
+    assert matrix.runs(sys.executable)
+
+
 def test_a_run_without_a_report_is_a_failure(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(matrix, "runs", lambda python: True)
     monkeypatch.setattr(matrix.subprocess, "run", lambda *arguments, **options: None)
     lines, code = table(monkeypatch, capsys, {"broken": matrix.Setting()}, tmp_path)
     assert lines[0].split()[:4] == ["broken", "0", "1", "0"] and code
