@@ -16,9 +16,10 @@ class IntegerModel:
     """A chain of layers on uint8 codes; `integer_model` makes it from a quantized model.
 
     layers: those of qhelpers.integer_layers, in order; at least one is a Linear or Conv2d.
-    arithmetic: how sums become codes, one of "fbgemm", "qnnpack", "onednn" and "onednn-brgemm",
-        which compute what torch's engines do (qhelpers.torch_ao.engine_arithmetic tells which of
-        them, on this CPU), "onnxruntime", and "fixed-point", which has no floats.
+    arithmetic: how sums become codes, one of "fbgemm", "qnnpack", "onednn", "onednn-brgemm"
+        and "onednn-brgemm-division", which compute what torch's engines do
+        (qhelpers.torch_ao.engine_arithmetic tells which of them, on this CPU), "onnxruntime",
+        and "fixed-point", which has no floats.
     products: how the sums are computed: "blas", "integers" or "saturating" (qhelpers.products).
         By default "integers" for fixed point, and else "blas", which gives the same and is
         faster.

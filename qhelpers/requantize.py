@@ -1,16 +1,18 @@
 """Requantization: from accumulators to codes, as torch's engines and ONNX Runtime do it, and in
 fixed point, without a float.
 
-Each of the six takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
+Each of the seven takes a layer (`Linear` or `Conv2d` of qhelpers.integer_layers), with s_x and s_w
 the scales of its inputs and weights, b its bias, s_y and z_y the scale and zero point of its
 outputs, and returns a function. It takes accumulators of shape (n, out), which it may overwrite,
 and returns the codes before they are clipped. What is computed once, when the layer is made
-ready, stands outside that function. Which of the two of oneDNN is torch's on a CPU,
+ready, stands outside that function. Which of the three of oneDNN is torch's on a CPU,
 `engine_arithmetic` of qhelpers.torch_ao tells.
 
 The order of operations was found by comparing with their kernels, code by code (test_integer,
 test_integer_onnx).
 """
+
+from functools import partial
 
 import numpy as np
 
@@ -68,8 +70,12 @@ def onednn(layer):
     return onednn_ending(layer, lambda acc: acc.astype(np.float32, copy=False) * scale)
 
 
-def onednn_brgemm(layer):
-    """As `onednn`, but each accumulator is multiplied by s_x, rounded, and then by s_w."""
+def onednn_brgemm(layer, divides=False):
+    """As `onednn`, but each accumulator is multiplied by s_x, rounded, and then by s_w.
+
+    divides: where the inputs have a zero point, divide by 1 / (1 / s_y) instead of multiplying by
+        1 / s_y.
+    """
     input_scale, weight_scale = inverted_again(layer)
 
     def scaled(acc):
@@ -77,7 +83,7 @@ def onednn_brgemm(layer):
         y *= weight_scale
         return y
 
-    return onednn_ending(layer, scaled)
+    return onednn_ending(layer, scaled, divides and layer.before.zero_point != 0)
 
 
 def inverted_again(layer):
@@ -88,14 +94,15 @@ def inverted_again(layer):
     return ONE / (ONE / layer.before.scale), weight_scale
 
 
-def onednn_ending(layer, scaled):
+def onednn_ending(layer, scaled, divides=False):
     """Return what adds the bias to `scaled(acc)` and turns the sum into codes."""
-    factor, zero_point = ONE / layer.after.scale, layer.after.zero_point
+    reciprocal, zero_point = ONE / layer.after.scale, layer.after.zero_point
+    operation, factor = (np.divide, ONE / reciprocal) if divides else (np.multiply, reciprocal)
 
     def requantize(acc):
         y = scaled(acc)
         y += layer.bias
-        y *= factor
+        operation(y, factor, out=y)
         y += np.float32(zero_point)
         return np.rint(y, out=y)
 
@@ -164,6 +171,7 @@ ARITHMETICS = {
     "qnnpack": qnnpack,
     "onednn": onednn,
     "onednn-brgemm": onednn_brgemm,
+    "onednn-brgemm-division": partial(onednn_brgemm, divides=True),
     "onnxruntime": onnxruntime,
     "fixed-point": fixed_point,
 }

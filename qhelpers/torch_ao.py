@@ -109,24 +109,32 @@ def engine_saturates(engine):
 def engine_arithmetic(engine):
     """Return which arithmetic of `IntegerModel` has an engine's codes, on this CPU.
 
-    "x86" has fbgemm's in Linear. oneDNN's kernels for AVX-512, and for AVX2 with VNNI, multiply
-    by s_x and then by s_w; those for older CPUs by the product of the two. 3 times 1/15 times 2.5
-    tells: in float32 the product makes it 0.5, which rounds to 0, and the other way it is more.
+    "x86" has fbgemm's in Linear. oneDNN has three, and two codes tell them apart. Its kernels for
+    AVX-512, and for AVX2 with VNNI, multiply by s_x and then by s_w; those for older CPUs by the
+    product of the two. In float32 the product makes 3 * 1/15 * 2.5 one half, which rounds to 0,
+    and the other way it is more. From PyTorch 2.15 on (oneDNN 3.13), the newer kernels divide by
+    s_y where the inputs have a zero point: 3 / (2/13) is 19.5, which rounds to 20, and 3 times
+    the reciprocal is less.
     """
     if engine != "onednn":
         return "fbgemm" if engine == "x86" else engine
-    return "onednn-brgemm" if code_of_linear(engine, [3], 1 / 15, [1], 2.5, 1.0) else "onednn"
+    if code_of_linear(engine, [3], 1 / 15, [1], 2.5, 1.0) == 0:
+        return "onednn"
+    divides = code_of_linear(engine, [4], 1.0, [1], 1.0, 2 / 13, zero_point=1) == 20
+    return "onednn-brgemm-division" if divides else "onednn-brgemm"
 
 
-def code_of_linear(engine, inputs, input_scale, weights, weight_scale, output_scale):
-    """Return the code that an engine makes of lists of input and weight codes, all zero points
-    and the bias 0."""
+def code_of_linear(engine, inputs, input_scale, weights, weight_scale, output_scale, zero_point=0):
+    """Return the code that an engine makes of lists of input and weight codes.
+
+    zero_point: of the inputs. That of the outputs and the bias are 0.
+    """
     torch.backends.quantized.engine = engine
     inputs, weights = (
-        torch.quantize_per_tensor(scale * torch.tensor([codes]), scale, 0, dtype)
-        for codes, scale, dtype in [
-            (inputs, input_scale, torch.quint8),
-            (weights, weight_scale, torch.qint8),
+        torch.quantize_per_tensor(scale * (torch.tensor([codes]) - zero), scale, zero, dtype)
+        for codes, scale, zero, dtype in [
+            (inputs, input_scale, zero_point, torch.quint8),
+            (weights, weight_scale, 0, torch.qint8),
         ]
     )
     packed = torch.ops.quantized.linear_prepack(weights, torch.zeros(1))

@@ -25,6 +25,7 @@ from qhelpers.integer_layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Re
 from qhelpers.packing import packed_bytes
 from qhelpers.products import pairs_that_can_saturate
 from qhelpers.ptq_experiments import KEPT_LOGITS, float_net
+from qhelpers.requantize import ARITHMETICS
 from qhelpers.torch_ao import (
     codes_of_torch,
     engine_arithmetic,
@@ -207,9 +208,7 @@ def test_no_float_enters_between_the_codes(nets, chain, data):
             assert "f" in types_used(model.computing(arithmetic, products), images)
 
 
-@pytest.mark.parametrize(
-    "arithmetic", ["fbgemm", "qnnpack", "onednn", "onednn-brgemm", "fixed-point"]
-)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_ways_to_compute_the_sums_agree(chain, data, arithmetic):
     images = data.test_images[:200]
     model = integer_model(quantize_model(chain, [images], reduce_range=True), arithmetic, "blas")

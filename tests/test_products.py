@@ -212,12 +212,69 @@ def test_random_layers_have_torch_s_codes(engine, granularity, relu):
         assert np.array_equal(ours, by_torch(layer, codes, engine))
 
 
-def test_one_code_tells_the_two_arithmetics_of_onednn_apart():
-    """It is the code that `engine_arithmetic` asks the engine for."""
-    weight, scale, bias = np.int8([[1]]), np.float32(2.5), np.float32([0])
-    before, after = QParams(1 / 15, 0, 255), QParams(1.0, 0, 255)
-    part = Linear("fc", weight, 8, scale, bias, before, after, False)
-    for name, code in [("onednn", 0), ("onednn-brgemm", 1)]:
-        assert part.prepared(name, "integers")(np.uint8([[3]])).item() == code
-    assert np.float32(3) * (before.scale * scale) == 0.5
-    assert np.float32(3) * before.scale * scale == np.nextafter(np.float32(0.5), np.float32(1))
+def layer_on_ties(seed, granularity):
+    """A layer of one input, the 256 codes for it, many of which land between two codes.
+
+    Scales are fractions of small integers, and half of the layers have no zero points.
+    """
+    random = np.random.default_rng(seed)
+
+    def fractions(*shape):
+        return (random.integers(1, 60, shape) / random.integers(1, 60, shape)).astype(np.float32)
+
+    outputs = 4 if granularity == "per channel" else 1
+    input_scale, weight_scale = fractions(), fractions(outputs)
+    bias = input_scale * weight_scale * random.integers(-20, 20, outputs) * (seed % 4 < 2)
+    zero_points = random.integers(1, 200, 2) * (seed % 2)
+    before = QParams(input_scale, int(zero_points[0]), 255)
+    output_scale = input_scale * weight_scale[0] * fractions()
+    after = QParams(output_scale, int(zero_points[1]), 255)
+    weight = random.integers(1, 8, size=(outputs, 1)).astype(np.int8)
+    weight_scale = weight_scale if granularity == "per channel" else weight_scale[0]
+    layer = Linear("fc", weight, 8, weight_scale, bias.astype(np.float32), before, after, False)
+    return layer, np.arange(256, dtype=np.uint8).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+def test_layers_on_ties_have_torch_s_codes(engine, granularity):
+    """There, each arithmetic of another engine, version or CPU is wrong."""
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"not tested: this machine has no {engine}")
+    off = dict.fromkeys(ARITHMETICS, 0)
+    for seed in range(500):
+        layer, codes = layer_on_ties(seed, granularity)
+        theirs = by_torch(layer, codes, engine)
+        for name in ARITHMETICS:
+            off[name] += int((layer.prepared(name, "integers")(codes) != theirs).sum())
+    assert off.pop(engine_arithmetic(engine)) == 0
+    assert min(off.values()) > 0
+
+
+def code_of(arithmetic, code, input_scale, weight_scale, output_scale, zero_point=0):
+    """What a layer with the weight 1 makes of a code."""
+    before, after = QParams(input_scale, zero_point, 255), QParams(output_scale, 0, 255)
+    weight, scale, bias = np.int8([[1]]), np.float32(weight_scale), np.float32([0])
+    layer = Linear("fc", weight, 8, scale, bias, before, after, False)
+    return layer.prepared(arithmetic, "integers")(np.uint8([[code]])).item()
+
+
+@pytest.mark.parametrize(
+    "arithmetic, codes",
+    [("onednn", (0, 19)), ("onednn-brgemm", (1, 19)), ("onednn-brgemm-division", (1, 20))],
+)
+def test_two_codes_tell_the_arithmetics_of_onednn_apart(arithmetic, codes):
+    """They are the codes that `engine_arithmetic` asks the engine for."""
+    order, division = (
+        code_of(arithmetic, 3, 1 / 15, 2.5, 1),
+        code_of(arithmetic, 4, 1, 1, 2 / 13, 1),
+    )
+    assert (order, division) == codes
+
+
+def test_why_these_two_codes():
+    three, input_scale, output_scale = np.float32([3, 1 / 15, 2 / 13])
+    assert three * (input_scale * np.float32(2.5)) == 0.5
+    assert three * input_scale * np.float32(2.5) > 0.5
+    assert three / output_scale == 19.5
+    assert three * (1 / output_scale) < 19.5
