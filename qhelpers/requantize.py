@@ -73,8 +73,8 @@ def onednn(layer):
 def onednn_brgemm(layer, divides=False):
     """As `onednn`, but each accumulator is multiplied by s_x, rounded, and then by s_w.
 
-    divides: where the inputs have a zero point, divide by 1 / (1 / s_y) instead of multiplying by
-        1 / s_y.
+    divides: a Linear whose inputs have a zero point divides by 1 / (1 / s_y) instead of
+        multiplying by 1 / s_y, as oneDNN's reference code does, which these layers fall back to.
     """
     input_scale, weight_scale = inverted_again(layer)
 
@@ -83,7 +83,8 @@ def onednn_brgemm(layer, divides=False):
         y *= weight_scale
         return y
 
-    return onednn_ending(layer, scaled, divides and layer.before.zero_point != 0)
+    falls_back = layer.weight.ndim == 2 and layer.before.zero_point != 0
+    return onednn_ending(layer, scaled, divides and falls_back)
 
 
 def inverted_again(layer):

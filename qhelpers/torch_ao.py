@@ -112,9 +112,10 @@ def engine_arithmetic(engine):
     "x86" has fbgemm's in Linear. oneDNN has three, and two codes tell them apart. Its kernels for
     AVX-512, and for AVX2 with VNNI, multiply by s_x and then by s_w; those for older CPUs by the
     product of the two. In float32 the product makes 3 * 1/15 * 2.5 one half, which rounds to 0,
-    and the other way it is more. From PyTorch 2.15 on (oneDNN 3.13), the newer kernels divide by
-    s_y where the inputs have a zero point: 3 / (2/13) is 19.5, which rounds to 20, and 3 times
-    the reciprocal is less.
+    and the other way it is more. From PyTorch 2.15 on (oneDNN 3.13), the newer kernels leave a
+    Linear whose inputs have a zero point to oneDNN's reference code, which divides by s_y, and
+    takes thousands of times as long: 3 / (2/13) is 19.5, which rounds to 20, and 3 times the
+    reciprocal is less.
     """
     if engine != "onednn":
         return "fbgemm" if engine == "x86" else engine

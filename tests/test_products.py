@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhelpers.integer_layers import Linear, QParams
+from qhelpers.integer_layers import Conv2d, Linear, QParams
 from qhelpers.products import (
     PRODUCTS,
     by_blas,
@@ -194,7 +194,13 @@ def by_torch(layer, codes, engine):
         w = torch._make_per_channel_quantized_tensor(weight, scales, zeros, 0)
     else:
         w = torch._make_per_tensor_quantized_tensor(weight, layer.weight_scale.item(), 0)
-    packed = torch.ops.quantized.linear_prepack(w, torch.tensor(layer.bias))
+    bias = torch.tensor(layer.bias)
+    if isinstance(layer, Conv2d):
+        pairs = layer.stride, layer.padding, layer.dilation
+        packed = torch.ops.quantized.conv2d_prepack(w, bias, *pairs, layer.groups)
+        y = torch.ops.quantized.conv2d(x, packed, after.scale.item(), after.zero_point)
+        return y.int_repr().numpy()
+    packed = torch.ops.quantized.linear_prepack(w, bias)
     linear = torch.ops.quantized.linear_relu if layer.relu else torch.ops.quantized.linear
     return linear(x, packed, after.scale.item(), after.zero_point).int_repr().numpy()
 
@@ -249,6 +255,22 @@ def test_layers_on_ties_have_torch_s_codes(engine, granularity):
             off[name] += int((layer.prepared(name, "integers")(codes) != theirs).sum())
     assert off.pop(engine_arithmetic(engine)) == 0
     assert min(off.values()) > 0
+
+
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+def test_convolutions_on_ties_have_torch_s_codes(engine, granularity):
+    """The same layers as convolutions of single pixels, which some engines compute otherwise."""
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"not tested: this machine has no {engine}")
+    arithmetic = engine_arithmetic(engine)
+    for seed in range(500):
+        linear, codes = layer_on_ties(seed, granularity)
+        fields = vars(linear) | {"weight": linear.weight[:, :, None, None]}
+        pairs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+        conv, codes = Conv2d(**fields, **pairs, groups=1), codes[:, :, None, None]
+        theirs = by_torch(conv, codes, engine)
+        assert np.array_equal(conv.prepared(arithmetic, "integers")(codes), theirs)
 
 
 def code_of(arithmetic, code, input_scale, weight_scale, output_scale, zero_point=0):
