@@ -194,15 +194,13 @@ def by_torch(layer, codes, engine):
         w = torch._make_per_channel_quantized_tensor(weight, scales, zeros, 0)
     else:
         w = torch._make_per_tensor_quantized_tensor(weight, layer.weight_scale.item(), 0)
-    bias = torch.tensor(layer.bias)
+    name, geometry = "linear", ()
     if isinstance(layer, Conv2d):
-        pairs = layer.stride, layer.padding, layer.dilation
-        packed = torch.ops.quantized.conv2d_prepack(w, bias, *pairs, layer.groups)
-        y = torch.ops.quantized.conv2d(x, packed, after.scale.item(), after.zero_point)
-        return y.int_repr().numpy()
-    packed = torch.ops.quantized.linear_prepack(w, bias)
-    linear = torch.ops.quantized.linear_relu if layer.relu else torch.ops.quantized.linear
-    return linear(x, packed, after.scale.item(), after.zero_point).int_repr().numpy()
+        name, geometry = "conv2d", (layer.stride, layer.padding, layer.dilation, layer.groups)
+    kernels = torch.ops.quantized
+    packed = getattr(kernels, f"{name}_prepack")(w, torch.tensor(layer.bias), *geometry)
+    kernel = getattr(kernels, f"{name}_relu" if layer.relu else name)
+    return kernel(x, packed, after.scale.item(), after.zero_point).int_repr().numpy()
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
