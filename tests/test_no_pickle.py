@@ -15,9 +15,8 @@ from tools.notebooks import code_cells
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["qhelpers", "bench", "tools", "tests"]
-# Modules that unpickle, or read what is as dangerous. An exception's class does neither.
+# Modules that unpickle, or read what is as dangerous: none of the code needs to import one.
 MODULES = ("pickle", "_pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle")
-HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError", "pickle.PicklingError"}
 # What a call must say. For the others, a call that says nothing of pickles is right.
 NEEDED = {name: ("weights_only", True) for name in ("torch.load", "torch.serialization.load")}
 NEEDED |= {
@@ -61,18 +60,15 @@ def found(source):
     tree = ast.parse(source)
     names, pieces, called = imported(tree), [], set()
     for node in ast.walk(tree):  # a call comes before the function that it calls
+        # A function that is passed on could be called in any way.
+        wrong = dotted(node, names) in NEEDED and node not in called
         if isinstance(node, ast.Call):
             called.add(node.func)
-            wrong = wrong_call(node, dotted(node.func, names))
-        elif isinstance(node, ast.ImportFrom):
-            wrong = wrong_import(node)
-        elif isinstance(node, (ast.Name, ast.Attribute)):
-            name = dotted(node, names) or ""
-            # A function that is passed on could be called in any way.
-            wrong = unpickles(name) or (name in NEEDED and node not in called)
-            wrong |= getattr(node, "attr", "") in ("read_pickle", "object_")
-        else:
-            wrong = False
+            wrong |= wrong_call(node, dotted(node.func, names))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            wrong |= wrong_import(node)
+        elif isinstance(node, ast.Attribute):
+            wrong |= node.attr in ("read_pickle", "object_")
         if wrong:
             pieces.append(ast.unparse(node))
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -95,26 +91,27 @@ def imported(tree):
 
 
 def dotted(node, names):
-    """Return the full name of `np.lib.format.read_array` and the like, or None."""
-    if isinstance(node, ast.Name):
-        return names.get(node.id)
-    if isinstance(node, ast.Attribute):
-        start = dotted(node.value, names)
-        return start and f"{start}.{node.attr}"
+    """Return the full name of `np.load`, `getattr(np, "load")` and the like, or None."""
+    match node:
+        case ast.Name(id=name):
+            return names.get(name)
+        case (
+            ast.Attribute(value=value, attr=name)
+            | ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=name), *_])
+        ):
+            start = dotted(value, names)
+            return start and f"{start}.{name}"
     return None
 
 
-def unpickles(name):
-    """Whether a full name is that of a function that unpickles, whatever it is told."""
-    inside = name.startswith(tuple(f"{module}." for module in MODULES)) and name not in HARMLESS
-    return inside or name.endswith(".read_pickle")
-
-
 def wrong_import(node):
+    """Whether an import is of MODULES, of pandas.read_pickle, or of all that torch or NumPy has."""
     names = [alias.name for alias in node.names]
-    if "*" in names:
-        return node.module in ("torch", "numpy", *MODULES)
-    return any(unpickles(f"{node.module}.{name}") for name in names)
+    if isinstance(node, ast.Import):
+        return any(name.partition(".")[0] in MODULES for name in names)
+    first = (node.module or "").partition(".")[0]
+    everything = "*" in names and node.module in ("torch", "numpy")
+    return everything or first in MODULES or "read_pickle" in names
 
 
 def wrong_call(node, name):
@@ -157,12 +154,11 @@ def test_nothing_is_unpickled():
 
 
 SPOILED = [
-    "import pickle; pickle.load(f)",
-    "import pickle as p; p.loads(b)",
+    "import pickle",
+    "import pickle as p; read = p; read.loads(b)",
     "from pickle import loads",
     "from pickle import Unpickler as U",
     "from pickle import *",
-    "import pickle; read = pickle.load",
     "def f():\n    import pickle\n    return pickle.loads(b)",
     "import joblib; joblib.load(f)",
     "import shelve as s; s.open(f)",
@@ -179,6 +175,9 @@ SPOILED = [
     "from torch import load\nload(f)",
     "from torch import load as read; files = map(read, paths)",
     "from torch import *",
+    "import torch; getattr(torch, 'load')(f)",
+    "import torch; getattr(torch.serialization, 'load', None)(f)",
+    "import torch; files = map(getattr(torch, 'load'), paths)",
     "import torch; read = torch.load",
     "from torch import serialization; serialization.load(f)",
     "import numpy as np; np.load(f)",
@@ -201,7 +200,7 @@ RIGHT = [
     "from torch import load\nload(f, weights_only=True)",
     "import numpy as np; np.load(f, allow_pickle=False)",
     "import numpy as np; np.lib.format.read_array(f, allow_pickle=False)",
-    "import pickle\ntry:\n    pass\nexcept pickle.UnpicklingError:\n    pass",
+    "import torch; getattr(torch, 'load')(f, weights_only=True)",
     "import json; json.load(f); model.load(f)",
     "isinstance(a, object)",
     "'''Say\\nimport np.load(f)\\nand read on.'''",
