@@ -18,6 +18,7 @@ from qhelpers.products import (
 )
 from qhelpers.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
 from qhelpers.torch_ao import engine_arithmetic
+from tests.test_integer import needs
 
 CODE, WEIGHT = st.integers(0, 255), st.integers(-128, 127)
 ROUNDED_BIAS = ("qnnpack", "onnxruntime", "fixed-point")
@@ -208,8 +209,7 @@ def by_torch(layer, codes, engine):
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
 def test_random_layers_have_torch_s_codes(engine, granularity, relu):
     """Eight million codes for each engine, from scales and biases that no network has."""
-    if engine not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"not tested: this machine has no {engine}")
+    needs(engine)
     for seed in range(2):
         layer, codes = random_layer(seed, granularity, relu)
         ours = layer.prepared(engine_arithmetic(engine), "blas")(codes)
@@ -243,8 +243,7 @@ def layer_on_ties(seed, granularity):
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
 def test_layers_on_ties_have_torch_s_codes(engine, granularity):
     """There, each arithmetic of another engine, version or CPU is wrong."""
-    if engine not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"not tested: this machine has no {engine}")
+    needs(engine)
     off = dict.fromkeys(ARITHMETICS, 0)
     for seed in range(500):
         layer, codes = layer_on_ties(seed, granularity)
@@ -259,8 +258,7 @@ def test_layers_on_ties_have_torch_s_codes(engine, granularity):
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
 def test_convolutions_on_ties_have_torch_s_codes(engine, granularity):
     """The same layers as convolutions of single pixels, which some engines compute otherwise."""
-    if engine not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"not tested: this machine has no {engine}")
+    needs(engine)
     arithmetic = engine_arithmetic(engine)
     for seed in range(500):
         linear, codes = layer_on_ties(seed, granularity)
