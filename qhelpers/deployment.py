@@ -1,17 +1,22 @@
-"""The optional packages of notebook 6: whether they are here, and the one line that they log."""
+"""What notebook 6 needs: its packages, a PyTorch new enough for them, and silence of one line."""
 
 import importlib.util
 import logging
 from importlib.metadata import requires
 
+import torch
+
 PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torchao")
+# With an older one torchao's PT2E finds nothing to quantize, and doesn't say so.
+OLDEST_TORCH = "2.12"
 KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torchao is imported
 
 
 def require_deployment_packages():
     """Raise ModuleNotFoundError where one of PACKAGES is missing; it says what installs them.
 
-    Where all are there, hide the line KNOWN_LOG, which is about torchao's own code.
+    Raise RuntimeError where PyTorch is older than OLDEST_TORCH. Where neither is so, hide the
+    line KNOWN_LOG, which is about torchao's own code.
     """
     missing = missing_packages()
     if missing:
@@ -19,6 +24,11 @@ def require_deployment_packages():
         raise ModuleNotFoundError(
             f"not installed: {', '.join(missing)}. This notebook needs them: {command} "
             f"(in a cell: %{command}), and then restart the kernel."
+        )
+    if torch.__version__ < OLDEST_TORCH:  # compares versions, not text
+        raise RuntimeError(
+            f"PyTorch is {torch.__version__}; this notebook needs {OLDEST_TORCH} or newer, since "
+            "torchao quantizes nothing with an older one, without saying so."
         )
     logging.getLogger("torch.utils._pytree").addFilter(is_unknown)
 

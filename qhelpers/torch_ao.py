@@ -10,11 +10,13 @@ from torch import nn
 # In order of preference. The outputs in the notebooks were made with the first one.
 ENGINES = ("fbgemm", "qnnpack", "onednn")
 
+# What PyTorch says of its own code: of torch.ao's age and, in the last, of torch.onnx's until 2.13.
 KNOWN_WARNINGS = (
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max to specify the range",
     "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized",
     "TypedStorage is deprecated",
+    "`isinstance.treespec, LeafSpec.` is deprecated",
 )
 
 
@@ -42,7 +44,7 @@ def choose_engine():
 
 
 def silence_known_warnings():
-    """Hide the warnings in KNOWN_WARNINGS, which are about torch.ao's age; show all others."""
+    """Hide the warnings in KNOWN_WARNINGS, which are about PyTorch's own code; show all others."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message)
 

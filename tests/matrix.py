@@ -36,7 +36,7 @@ SETTINGS = {
     "AVX2 in fbgemm and oneDNN": Setting(
         {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     ),
-    "oldest torch": Setting(packages=("torch==2.10.*", "torchvision==0.25.*")),
+    "oldest torch": Setting(packages=("torch==2.12.*", "torchvision==0.27.*")),
     "newest torch": Setting(packages=("torch", "torchvision")),
     "Python 3.12": Setting(python="python3.12", packages=("-c", "constraints.txt")),
     "Python 3.13": Setting(python="python3.13", packages=("-c", "constraints.txt")),

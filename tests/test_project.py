@@ -194,7 +194,7 @@ def run_set_up(monkeypatch, folder, present, needed):
 def test_set_up_pins_what_is_there_and_adds_what_is_missing(monkeypatch, tmp_path):
     """Even where what is there is outside our ranges: Colab's torch stays Colab's."""
     present = {"torch": "2.0.0+cu118", "numpy": "1.26.4"}
-    needed = ["numpy>=2", "requests>=2.31", "torch<2.16,>=2.10", 'pytest>=8; extra == "dev"']
+    needed = ["numpy>=2", "requests>=2.31", "torch<2.16,>=2.12", 'pytest>=8; extra == "dev"']
     calls = run_set_up(monkeypatch, tmp_path, present, needed)
     repo, branch = badges.place(ROOT)
     assert calls == [

@@ -12,8 +12,15 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
+from torch.torch_version import TorchVersion
 
-from qhelpers.deployment import PACKAGES, install_arguments, missing_packages
+from qhelpers.deployment import (
+    OLDEST_TORCH,
+    PACKAGES,
+    install_arguments,
+    missing_packages,
+    require_deployment_packages,
+)
 from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +64,21 @@ def test_the_command_installs_the_extra():
     asked = [Requirement(need) for need in shlex.split(install_arguments())]
     assert {*asked} == {*map(Requirement, EXTRA)}
     assert sorted(need.name for need in asked) == [*PACKAGES]
+
+
+def test_an_old_pytorch_is_refused(monkeypatch):
+    """It is one that the course's requirements don't admit either."""
+    monkeypatch.setattr("qhelpers.deployment.missing_packages", list)
+    torch = next(Requirement(need) for need in PROJECT["dependencies"] if need.startswith("torch>"))
+    assert f">={OLDEST_TORCH}" in str(torch.specifier).split(",")
+    for version in ("2.9.1", "2.11.0+cu126"):
+        monkeypatch.setattr("torch.__version__", TorchVersion(version))
+        with pytest.raises(RuntimeError) as raised:
+            require_deployment_packages()
+        assert str(raised.value).startswith(f"PyTorch is {version}; this notebook needs 2.12 or")
+    for version in (OLDEST_TORCH, "2.12.1", "3.0.0"):
+        monkeypatch.setattr("torch.__version__", TorchVersion(version))
+        require_deployment_packages()
 
 
 def test_notebook_6_stops_and_says_what_installs_them(without_them):
