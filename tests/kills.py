@@ -102,7 +102,7 @@ def result_of(function, *arguments):
     return there.recv() if there.poll() else f"exit code {code}"
 
 
-def killed_at_random(start, seconds):
+def killed_at_random(start, seconds, code_of=code_of):
     """Start processes until one is killed before it ends by itself, at a moment until `seconds`."""
     while True:
         process = start()
@@ -226,7 +226,7 @@ def running_notebooks(folder):
     row = Row("make run", "killed at random")
     make_project(folder)
     started = time.perf_counter()
-    row.expect_same(run_notebooks(folder).wait(LONGEST), 0)
+    row.expect_same(code_of_command(run_notebooks(folder)), 0)
     seconds = time.perf_counter() - started
     expected = outputs(folder)
     for row.times in range(1, KILLS_OF_RUN + 1):
@@ -235,13 +235,10 @@ def running_notebooks(folder):
             shutil.rmtree(folder / "build", ignore_errors=True)
             return run_notebooks(folder)
 
-        process = start()
-        time.sleep(MOMENTS.uniform(0, seconds))
-        process.kill()
-        row.expect_same(process.wait(LONGEST), -signal.SIGKILL)
+        killed_at_random(start, seconds, code_of_command)
         row.expect_same(outputs(folder) | expected, expected)
         row.parts += len(parts(folder))
-        row.expect_same(run_notebooks(folder).wait(LONGEST), 0)
+        row.expect_same(code_of_command(run_notebooks(folder)), 0)
         row.expect_same(outputs(folder), expected)
     return row
 
@@ -261,6 +258,10 @@ def run_notebooks(folder):
         cwd=folder, env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def code_of_command(process):
+    return process.wait(LONGEST)
 
 
 def outputs(folder):
