@@ -71,7 +71,7 @@ lint: $(READY)
 	@$(PY) -m ruff format --check .
 
 bench: $(READY)
-	@$(PY) -m bench
+	@OMP_NUM_THREADS=1 $(PY) -m tools.bench
 
 fuzz: $(READY)
 	@$(PY) -m tests.fuzz $(if $(SEED),--seed $(SEED))
@@ -86,10 +86,10 @@ times: $(READY)
 	@$(PY) -m tools.times $(NB)
 
 tables: $(READY)
-	@$(PY) -c 'import sys; from qhelpers.experiments import main; main(sys.argv[1:])' $(TABLE)
+	@$(PY) -c 'import sys; from qhelpers.experiments.tables import main; main(sys.argv[1:])' $(TABLE)
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find qhelpers bench tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find qhelpers tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 .PHONY: help setup run test test-matrix lab refresh badges lint bench fuzz colab kills times tables clean

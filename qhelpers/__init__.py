@@ -9,13 +9,14 @@ from qhelpers.affine import (
     symmetric_quantization,
 )
 from qhelpers.data import load_data
-from qhelpers.deployment import require_deployment_packages
 from qhelpers.experiments import load_table
-from qhelpers.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
-from qhelpers.integer import IntegerModel
-from qhelpers.integer_convert import integer_model
-from qhelpers.integer_file import load_integer_model, save_integer_model
-from qhelpers.integer_onnx import integer_model_from_onnx
+from qhelpers.integer import (
+    IntegerModel,
+    integer_model,
+    integer_model_from_onnx,
+    load_integer_model,
+    save_integer_model,
+)
 from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
 from qhelpers.observers import (
     HistogramObserver,
@@ -24,8 +25,9 @@ from qhelpers.observers import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+from qhelpers.optional_packages import require_deployment_packages
 from qhelpers.ptq import load_quantized, quantize_model
-from qhelpers.qat import prepare_qat
+from qhelpers.qat import FakeQuantize, LearnedStepSize, fake_quantize, prepare_qat
 from qhelpers.ranges import (
     cross_entropy_range,
     kl_range,

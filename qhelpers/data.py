@@ -58,8 +58,8 @@ class Data:
         generator = torch.Generator().manual_seed(seed)
         while True:
             order = torch.randperm(len(self.train_images), generator=generator)
-            for part in order.split(100 * batch_size):  # picking one batch at a time is slower
-                images, labels = self.train_images[part], self.train_labels[part]
+            for chunk in order.split(100 * batch_size):  # picking one batch at a time is slower
+                images, labels = self.train_images[chunk], self.train_labels[chunk]
                 yield from zip(images.split(batch_size), labels.split(batch_size))
 
 
@@ -102,14 +102,14 @@ def load_mnist():
     folder = data_folder() / "MNIST" / "raw"
     for name in RAW_MD5:
         provide_file(folder / name)
-    parts = []
-    for part in ("train", "t10k"):
-        images = read_image_file(folder / f"{part}-images-idx3-ubyte")
-        parts += [
+    tensors = []
+    for subset in ("train", "t10k"):
+        images = read_image_file(folder / f"{subset}-images-idx3-ubyte")
+        tensors += [
             normalise(images[:, None] / 255),
-            read_label_file(folder / f"{part}-labels-idx1-ubyte"),
+            read_label_file(folder / f"{subset}-labels-idx1-ubyte"),
         ]
-    return Data("mnist", *parts)
+    return Data("mnist", *tensors)
 
 
 def load_digits():

@@ -7,9 +7,8 @@ same scale and zero point, to the last bit.
 import numpy as np
 import torch
 
-from qhelpers import histogram
 from qhelpers.checks import checked_bits, checked_finite, checked_params
-from qhelpers.ranges import cross_entropy_range, kl_range, mse_range, percentile_range
+from qhelpers.ranges import cross_entropy_range, histogram, kl_range, mse_range, percentile_range
 
 EPS = torch.finfo(torch.float32).eps  # torch's smallest scale
 STRATEGIES = ("min-max", "percentile", "mse", "kl", "cross-entropy")

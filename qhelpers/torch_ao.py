@@ -1,5 +1,5 @@
-"""What the course needs to run torch.ao.quantization while it lasts: an engine, silence, a
-quantized network, and its codes."""
+"""What the course needs from torch.ao.quantization while it exists: an engine, its known warnings
+hidden, a quantized network, and the codes inside it."""
 
 import copy
 import warnings
@@ -64,8 +64,8 @@ def quantize_by_torch(
 
     torch.backends.quantized.engine = engine
     layers = [net.linear1, nn.ReLU(), net.linear2, nn.ReLU(), net.linear3]
-    parts = [ao.QuantStub(), nn.Flatten(), *copy.deepcopy(layers), ao.DeQuantStub()]
-    model = nn.Sequential(*parts).eval()
+    modules = [ao.QuantStub(), nn.Flatten(), *copy.deepcopy(layers), ao.DeQuantStub()]
+    model = nn.Sequential(*modules).eval()
     if fused:
         model = ao.fuse_modules(model, [["2", "3"], ["4", "5"]])
     per_channel = granularity == "per channel"

@@ -112,15 +112,15 @@ def checkpoint_key(model, data, options):
         source = inspect.getsource(type(model))
     except (OSError, TypeError):  # typed into a console
         source = ""
-    parts = [str(model), source, data.name, options, torch.float64, torch.__version__]
-    digest = hashlib.sha256(repr(parts).encode() + Path(__file__).read_bytes())
+    inputs = [str(model), source, data.name, options, torch.float64, torch.__version__]
+    digest = hashlib.sha256(repr(inputs).encode() + Path(__file__).read_bytes())
     return add_tensors(digest, model.state_dict())
 
 
 def content_sum(checkpoint):
-    """Return the SHA-256 sum, as text, of a checkpoint: torch.load takes changed bytes for good."""
-    parts = [checkpoint["key"], checkpoint["history"]]
-    return add_tensors(hashlib.sha256(repr(parts).encode()), checkpoint["state_dict"])
+    """Return the SHA-256 sum of a checkpoint as text; torch.load doesn't notice changed bytes."""
+    inputs = [checkpoint["key"], checkpoint["history"]]
+    return add_tensors(hashlib.sha256(repr(inputs).encode()), checkpoint["state_dict"])
 
 
 def add_tensors(digest, state):

@@ -21,7 +21,7 @@ import nbformat
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from qhelpers.deployment import PACKAGES
+from qhelpers.optional_packages import PACKAGES
 from tools.badges import place
 from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells, notebooks_of
 

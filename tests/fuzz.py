@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qhelpers.integer_file import load_integer_model
-from qhelpers.requantize import ARITHMETICS
+from qhelpers.integer.file import load_integer_model
+from qhelpers.integer.requantize import ARITHMETICS
 from tests.fuzz_mutations import KINDS, SEALED, SLOW, kind_of, write_models
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ SECONDS = 5  # for one file
 MOST_MEMORY = 2**29  # bytes more than a worker has at first
 LIMIT = 12 * 2**30  # bytes of addresses, so that a file that asks for all memory doesn't get it
 FEWEST_PAST_ZIP = 0.1  # of all files
-READER = "qhelpers.integer_file:load_integer_model"
+READER = "qhelpers.integer.file:load_integer_model"
 VERDICTS = {
     "refused": "a ValueError or OSError when it is loaded",
     "misfit": "loaded, and a ValueError for images of this shape",

@@ -16,9 +16,9 @@ import zlib
 
 import numpy as np
 
-from qhelpers.integer import IntegerModel
-from qhelpers.integer_file import MOST_BYTES, digest, save_integer_model
-from qhelpers.integer_layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
+from qhelpers.integer.file import MOST_BYTES, digest, save_integer_model
+from qhelpers.integer.layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
+from qhelpers.integer.model import IntegerModel
 
 EDGES = [0, 1, -1, 2, 7, 64, 1000, 2**16, 2**31 - 1, 2**31, 2**63, 10**30, -(2**63)]
 FLOATS = [0.0, -0.0, 1.5, 1e-45, 1e-38, 1e-30, 1e30, 3e38, 1e300, -1.0]

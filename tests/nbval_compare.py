@@ -25,7 +25,7 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 from qhelpers import choose_engine, load_data
-from qhelpers.deployment import install_arguments, missing_packages
+from qhelpers.optional_packages import install_arguments, missing_packages
 from qhelpers.torch_ao import ENGINES
 
 # The kernels inherit these: no progress bars, and numbers that don't depend on the cores.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import engines, kernels, loops, searches
-from bench.__main__ import draw, rows
-from bench.comparison import OURS, Comparison, peak_of
 from qhelpers import load_data
+from tools.bench import engines, kernels, loops, searches
+from tools.bench.__main__ import draw, rows
+from tools.bench.comparison import OURS, Comparison, peak_of
 
 
 @pytest.fixture(autouse=True)

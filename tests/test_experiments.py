@@ -1,4 +1,4 @@
-"""qhelpers.experiments: the tables that ship are whole, and what running their rows again gives."""
+"""qhelpers.experiments: the tables that ship are whole, and their rows come out again."""
 
 import itertools
 
@@ -7,8 +7,7 @@ import pytest
 
 from qhelpers import has_torch_ao, load_data
 from qhelpers import test as accuracy_of
-from qhelpers.experiments import TABLES, load_table, select, write_tables
-from qhelpers.ptq_experiments import (
+from qhelpers.experiments.ptq import (
     BEST,
     BITS,
     CALIBRATIONS,
@@ -21,7 +20,8 @@ from qhelpers.ptq_experiments import (
     float_net,
     ptq_accuracy,
 )
-from qhelpers.qat_experiments import QAT_METHODS, QAT_TRAPS, batch_norm_rows, qat_net
+from qhelpers.experiments.qat import QAT_METHODS, QAT_TRAPS, batch_norm_rows, qat_net
+from qhelpers.experiments.tables import TABLES, load_table, select, write_tables
 
 IMAGES = 10  # of 10,000, by which a row may differ on another CPU
 TRAINED = 0.002  # by which the accuracy of a network may, that was trained with 2 bits
@@ -152,13 +152,13 @@ def test_training_loses_little(bits, most):
 def test_tables_are_written_whole(monkeypatch, tmp_path):
     """What is written is read again; where an experiment breaks off, the old table stays."""
     rows = [("training", 1, 0, "best", 0.96), ("test", 10, 1, "min-max", 0.125)]
-    monkeypatch.setattr("qhelpers.experiments.load_data", lambda: rows)
-    monkeypatch.setattr("qhelpers.experiments.files", lambda package: tmp_path)
+    monkeypatch.setattr("qhelpers.experiments.tables.load_data", lambda: rows)
+    monkeypatch.setattr("qhelpers.experiments.tables.files", lambda package: tmp_path)
     columns = TABLES["calibration"][0]
     monkeypatch.setitem(TABLES, "calibration", (columns, iter))
-    write_tables(tmp_path / "tables", ["calibration"])
+    write_tables(tmp_path, ["calibration"])
     assert [tuple(row) for row in load_table("calibration")] == rows
-    before = (tmp_path / "tables" / "calibration.csv").read_bytes()
+    before = (tmp_path / "calibration.csv").read_bytes()
 
     def broken(data):
         yield rows[0]
@@ -166,9 +166,9 @@ def test_tables_are_written_whole(monkeypatch, tmp_path):
 
     monkeypatch.setitem(TABLES, "calibration", (columns, broken))
     with pytest.raises(KeyboardInterrupt):
-        write_tables(tmp_path / "tables", ["calibration"])
-    assert (tmp_path / "tables" / "calibration.csv").read_bytes() == before
-    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["calibration.csv"]
+        write_tables(tmp_path, ["calibration"])
+    assert (tmp_path / "calibration.csv").read_bytes() == before
+    assert [path.name for path in (tmp_path).iterdir()] == ["calibration.csv"]
 
 
 def test_a_table_that_is_not_there_is_named():

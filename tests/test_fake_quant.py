@@ -1,4 +1,4 @@
-"""qhelpers.fake_quant: forward and backward beside torch's kernels, and steps that are learned."""
+"""qat/fake_quant: forward and backward beside torch's kernels, and steps that are learned."""
 
 import pytest
 import torch

@@ -20,12 +20,20 @@ from qhelpers import (
     test,
     train,
 )
-from qhelpers.integer import IntegerModel
-from qhelpers.integer_layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
-from qhelpers.packing import packed_bytes
-from qhelpers.products import pairs_that_can_saturate
-from qhelpers.ptq_experiments import KEPT_LOGITS, float_net
-from qhelpers.requantize import ARITHMETICS
+from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
+from qhelpers.integer.layers import (
+    WEIGHTED,
+    Conv2d,
+    Linear,
+    MaxPool2d,
+    QParams,
+    ReLU,
+    Reshape,
+)
+from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.packing import packed_bytes
+from qhelpers.integer.products import pairs_that_can_saturate
+from qhelpers.integer.requantize import ARITHMETICS
 from qhelpers.torch_ao import (
     codes_of_torch,
     engine_arithmetic,
@@ -231,12 +239,12 @@ def test_it_computes_what_the_quantized_model_computes(
     ours = model(data.test_images)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
     assert np.isclose(ours, theirs, atol=1e-4).mean() > 0.998
-    names = [layer.name for layer in model.layers if isinstance(layer, Linear)]
+    names = [layer.name for layer in model.layers if isinstance(layer, WEIGHTED)]
     assert names == ["conv1", "conv2", "conv3", "head.1", "head.3"]
     assert model.weight_bytes() == sum(
         packed_bytes(layer.weight.size, weight_bits)
         for layer in model.layers
-        if isinstance(layer, Linear)
+        if isinstance(layer, WEIGHTED)
     )
 
 

@@ -1,4 +1,4 @@
-"""qhelpers.packing and qhelpers.integer_file: what comes back, how large it is, what is refused."""
+"""integer/packing and integer/file: what comes back, how large it is, what is refused."""
 
 import io
 import json
@@ -22,11 +22,11 @@ from qhelpers import (
     quantize_model,
     save_integer_model,
 )
-from qhelpers.integer import IntegerModel
-from qhelpers.integer_file import MOST_BYTES, digest, read_arrays
-from qhelpers.integer_layers import Reshape
-from qhelpers.packing import pack, packed_bytes, unpack
-from qhelpers.ptq_experiments import KEPT_LOGITS, float_net
+from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
+from qhelpers.integer.file import MOST_BYTES, digest, read_arrays
+from qhelpers.integer.layers import Reshape
+from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.packing import pack, packed_bytes, unpack
 from tests.test_integer import Chain
 
 

@@ -1,4 +1,4 @@
-"""qhelpers.integer_onnx: every code of ONNX Runtime's kernels, and models that don't fit."""
+"""integer/onnx: every code of ONNX Runtime's kernels, and models that don't fit."""
 
 import warnings
 
@@ -23,10 +23,10 @@ from qhelpers import (  # noqa: E402
     load_data,
     train_or_load,  # noqa: E402
 )
-from qhelpers.integer_layers import Conv2d, Linear, MaxPool2d, Reshape  # noqa: E402
-from qhelpers.integer_onnx import codes_of_onnx  # noqa: E402
-from qhelpers.products import pairs_that_can_saturate  # noqa: E402
-from qhelpers.ptq_experiments import float_net  # noqa: E402
+from qhelpers.experiments.ptq import float_net  # noqa: E402
+from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, Reshape  # noqa: E402
+from qhelpers.integer.onnx import codes_of_onnx  # noqa: E402
+from qhelpers.integer.products import pairs_that_can_saturate  # noqa: E402
 from tests.test_products import random_layer  # noqa: E402
 
 
@@ -60,7 +60,7 @@ def different(path, images, products="blas"):
     theirs = codes_of_onnx(path, images)
     ours = [model.quantize(images)]
     for layer, (_, codes) in zip(model.layers, model.each(ours[0])):
-        if isinstance(layer, (Linear, MaxPool2d)):
+        if isinstance(layer, (*WEIGHTED, MaxPool2d)):
             ours.append(codes)
     seen, off, theirs = 0, 0, iter(theirs)
     for codes in ours:
@@ -113,7 +113,7 @@ def test_with_8_bits_they_are_exact_or_saturate_as_in_the_emulation(files, data,
     assert 0 in (exact, saturating)
     assert exact + saturating > 0  # the two are told apart
     for layer in integer_model_from_onnx(files[name, 7]).layers:
-        if isinstance(layer, Linear):
+        if isinstance(layer, WEIGHTED):
             assert not pairs_that_can_saturate(layer.matrix, 255).any()
     if exact:
         pytest.skip(f"not tested exactly: on this CPU ONNX Runtime saturates, which puts {exact:,} "

@@ -14,7 +14,7 @@ import pytest
 from tools.notebooks import code_cells
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["qhelpers", "bench", "tools", "tests"]
+FOLDERS = ["qhelpers", "tools", "tests"]
 # Modules that unpickle, or read what is as dangerous: none of the code needs to import one.
 MODULES = ("pickle", "_pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle")
 # What a call must say. For the others, a call that says nothing of pickles is right.

@@ -1,4 +1,4 @@
-"""qhelpers.output_error: moments of inputs, ranges beside a search on the outputs themselves."""
+"""ranges/output_error: moments of inputs, ranges beside a search on the outputs themselves."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch import nn
 
 from qhelpers import load_quantized, quantize_model
 from qhelpers.affine import symmetric_dequantize, symmetric_quantization
-from qhelpers.output_error import InputMoments, output_mse_range
+from qhelpers.ranges.output_error import InputMoments, output_mse_range
 
 LAYERS = {
     "Linear": lambda: nn.Linear(12, 6),

@@ -1,4 +1,4 @@
-"""qhelpers.products and qhelpers.requantize: against sums and fractions computed one by one."""
+"""integer/products and integer/requantize: against sums and fractions computed one by one."""
 
 from fractions import Fraction
 from types import SimpleNamespace
@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhelpers.integer_layers import Conv2d, Linear, QParams
-from qhelpers.products import (
+from qhelpers.integer.layers import Conv2d, Linear, QParams
+from qhelpers.integer.products import (
     PRODUCTS,
     by_blas,
     largest_sum,
     pairs_that_can_saturate,
 )
-from qhelpers.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
+from qhelpers.integer.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
 from qhelpers.torch_ao import engine_arithmetic
 from tests.test_integer import needs
 

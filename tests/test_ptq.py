@@ -18,7 +18,7 @@ from qhelpers import (
     train,
 )
 from qhelpers.affine import asymmetric_quantization, symmetric_dequantize
-from qhelpers.quantized import QuantizedActivation
+from qhelpers.ptq.layers import QuantizedActivation
 
 
 class ConvNet(nn.Module):

@@ -18,7 +18,7 @@ from qhelpers import (
     test,
     train,
 )
-from qhelpers.qat import METHODS
+from qhelpers.qat.model import METHODS
 from tests.test_ptq import BATCH, Branched, ConvNet, Twice, Untraceable
 
 

@@ -23,8 +23,8 @@ from qhelpers import (
     symmetric_dequantize,
     symmetric_quantization,
 )
-from qhelpers.histogram import EXACT, bin_counts, histogram, middles
-from qhelpers.ranges import kl_divergence
+from qhelpers.ranges.histogram import EXACT, bin_counts, histogram, middles
+from qhelpers.ranges.strategies import kl_divergence
 
 STRATEGIES = {
     "min-max": lambda params, bits: min_max_range(params),
@@ -110,7 +110,7 @@ def test_the_histogram_gives_the_answer_of_the_values(name, monkeypatch):
         assert len(histogram(params)[0]) < 10_000
         by_histogram = error(params, bits, mse_range(params, bits))
         with monkeypatch.context() as patch:
-            patch.setattr("qhelpers.histogram.EXACT", params.size)
+            patch.setattr("qhelpers.ranges.histogram.EXACT", params.size)
             by_values = error(params, bits, mse_range(params, bits))
         assert by_histogram <= 1.01 * by_values
 

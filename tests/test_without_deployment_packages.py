@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
 from torch.torch_version import TorchVersion
 
-from qhelpers.deployment import (
+from qhelpers.optional_packages import (
     OLDEST_TORCH,
     PACKAGES,
     install_arguments,
@@ -68,7 +68,7 @@ def test_the_command_installs_the_extra():
 
 def test_an_old_pytorch_is_refused(monkeypatch):
     """It is one that the course's requirements don't admit either."""
-    monkeypatch.setattr("qhelpers.deployment.missing_packages", list)
+    monkeypatch.setattr("qhelpers.optional_packages.missing_packages", list)
     torch = next(Requirement(need) for need in PROJECT["dependencies"] if need.startswith("torch>"))
     assert f">={OLDEST_TORCH}" in str(torch.specifier).split(",")
     for version in ("2.9.1", "2.11.0+cu126"):

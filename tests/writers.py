@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from qhelpers import VerySimpleNet, build_model, data, experiments, integer_model, quantize_model
-from qhelpers.integer_file import save_integer_model
+from qhelpers.integer.file import save_integer_model
 from qhelpers.training import save_checkpoint
 from tests.mirror import NAMES
 from tools.badges import changed_files

@@ -1,0 +1,44 @@
+"""The verdict on an exercise: right, not right yet with a hint, or not tried yet."""
+
+from types import FunctionType
+
+from qhelpers.exercises.answers import CHECKS, Wrong
+
+
+def check(exercise, *answers):
+    """Print whether the answers to an exercise are right.
+
+    exercise: its number, as "1.2": the second of notebook 1.
+    answers: what the exercise asks for. While one of them is still `...`, or a function that
+        holds nothing else, the exercise counts as not tried yet.
+
+    Whatever the answers are or raise is told in one printed line. Raises ValueError where there
+    is no such exercise, TypeError where it takes another number of answers.
+    """
+    if exercise not in CHECKS:
+        raise ValueError(f"exercise is {exercise!r}; there are {', '.join(CHECKS)}")
+    function = CHECKS[exercise]
+    if len(answers) != function.__code__.co_argcount:
+        raise TypeError(f"exercise {exercise} takes {function.__code__.co_argcount} answers")
+    print(f"Exercise {exercise}: {verdict(function, answers)}")
+
+
+def verdict(function, answers):
+    """Return what `function`, one of CHECKS, says of the answers, as text."""
+    if any(untouched(answer) for answer in answers):
+        return "not tried yet."
+    try:
+        function(*answers)
+    except Wrong as hint:
+        return f"not right yet. {hint}"
+    except Exception as error:  # the reader's code may raise anything
+        return f"not right yet. It raises {type(error).__name__}: {error}"
+    return "right."
+
+
+def untouched(answer):
+    """Whether an answer is still `...`, or a function whose body is."""
+    if isinstance(answer, FunctionType):
+        code, empty = answer.__code__, (lambda: None).__code__
+        return (code.co_code, code.co_consts) == (empty.co_code, empty.co_consts)
+    return answer is ...

@@ -1,0 +1,143 @@
+"""From a quantized ONNX model to an integer model, and the codes that ONNX Runtime computes.
+
+Needs the packages onnx and onnxruntime (`pip install qhelpers[deploy]`).
+"""
+
+import numpy as np
+
+from qhelpers.integer.layers import Conv2d, Linear, MaxPool2d, QParams, Reshape
+from qhelpers.integer.model import IntegerModel
+
+
+def integer_model_from_onnx(path, arithmetic="onnxruntime", products=None):
+    """Return the IntegerModel that computes in integers what a quantized ONNX model computes.
+
+    path: of a model that onnxruntime's `quantize_static` wrote in the QDQ format, with uint8
+        activations and int8 weights whose zero point is 0. It must be a chain of Gemm, Conv,
+        MaxPool, Reshape and Flatten, from images to logits.
+    arithmetic, products: as for IntegerModel.
+
+    Raises ValueError where the model is another, and names the node that doesn't fit.
+    """
+    import onnx
+
+    graph = onnx.load(path).graph
+    return IntegerModel(layers_of(graph), arithmetic, products)
+
+
+def layers_of(graph):
+    """Yield the integer layers of an ONNX graph."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    before, codes, waiting = graph.input[0].name, None, None  # waiting: a layer without its codes
+    for node in graph.node:
+        if node.input[0] in constants:  # a weight or bias
+            continue
+        if node.input[0] != before:
+            raise ValueError(f"{node.name} takes {node.input[0]}, and not {before}; the model must "
+                             "be a chain")  # fmt: skip
+        before = node.output[0]
+        given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type == "QuantizeLinear":
+            new = qparams(node, constants)
+            if waiting is not None:
+                yield layer(*waiting, makers, constants, codes, new)
+            elif codes not in (None, new):
+                raise ValueError(f"{node.name} quantizes codes again, to {new} from {codes}")
+            codes, waiting = new, None
+        elif node.op_type in ("Gemm", "Conv") and codes is not None and waiting is None:
+            waiting = node, given
+        elif node.op_type in ("Reshape", "Flatten") and waiting is None:
+            yield Reshape(node.name, reshape(node, given, constants))
+        elif node.op_type == "MaxPool" and codes is not None and waiting is None:
+            yield max_pool(node, given)
+        elif node.op_type != "DequantizeLinear":
+            raise ValueError(f"{node.name} ({node.op_type}) can't be computed in integers; the "
+                             "nodes may be Gemm, Conv, MaxPool, Reshape and Flatten, each between "
+                             "codes")  # fmt: skip
+    if waiting is not None:
+        raise ValueError(f"{waiting[0].name} returns floats; the last layer must have codes, too")
+
+
+def qparams(node, constants):
+    """Return the QParams of a QuantizeLinear node."""
+    zero_point = constants[node.input[2]] if len(node.input) == 3 else np.uint8(0)
+    if zero_point.dtype != np.uint8:
+        raise ValueError(f"{node.name} has codes of {zero_point.dtype}; they must be uint8")
+    return QParams(constants[node.input[1]].item(), int(zero_point), 255)
+
+
+def layer(node, given, makers, constants, before, after):
+    """Return the Linear or Conv2d of a Gemm or Conv node."""
+    name, weight, scale = stored(node, 1, makers, constants)
+    _, bias_codes, bias_scale = stored(node, 2, makers, constants)
+    name = name.removesuffix("_quantized").removesuffix(".weight")
+    bias = (bias_codes * bias_scale.astype(np.float64)).astype(np.float32)
+    if not np.array_equal(np.rint(bias / (before.scale * scale)), bias_codes):
+        raise ValueError(f"{name} has biases that float32 doesn't hold, up to "
+                         f"{np.abs(bias_codes).max():,}")  # fmt: skip
+    scale = scale if scale.size > 1 else scale.reshape(())
+    if node.op_type == "Conv":
+        return Conv2d(name, weight, 8, scale, bias, before, after, False, **window(node, given),
+                      groups=given.get("group", 1))  # fmt: skip
+    if (given.get("alpha", 1), given.get("beta", 1), given.get("transA", 0)) != (1, 1, 0):
+        raise ValueError(f"{node.name} has the attributes {given}; alpha and beta must be 1")
+    weight = weight if given.get("transB", 0) else np.ascontiguousarray(weight.T)
+    return Linear(name, weight, 8, scale, bias, before, after, False)
+
+
+def stored(node, number, makers, constants):
+    """Return the name, the codes and the scale of a layer's weight or bias."""
+    maker = makers.get(node.input[number]) if len(node.input) > number else None
+    if maker is None or maker.op_type != "DequantizeLinear":
+        raise ValueError(f"{node.name} must have a quantized {('weight', 'bias')[number - 1]}")
+    codes, scale = (constants[name] for name in maker.input[:2])
+    if len(maker.input) == 3 and constants[maker.input[2]].any():
+        raise ValueError(f"{maker.input[0]} has a zero point; it must be 0 (symmetric)")
+    return maker.input[0], codes, scale
+
+
+def window(node, given):
+    """Return stride, padding and dilation of a Conv or MaxPool node."""
+    pads = tuple(given.get("pads", (0, 0, 0, 0)))
+    if given.get("auto_pad", b"NOTSET") != b"NOTSET" or pads[:2] != pads[2:]:
+        raise ValueError(f"{node.name} has the padding {given.get('auto_pad')}, {pads}; it must be "
+                         "the same on both sides")  # fmt: skip
+    stride, dilation = (tuple(given.get(name, (1, 1))) for name in ("strides", "dilations"))
+    return {"stride": stride, "padding": pads[:2], "dilation": dilation}
+
+
+def max_pool(node, given):
+    if given.get("ceil_mode", 0):
+        raise ValueError(f"{node.name} has ceil_mode=1; only ceil_mode=0 is supported")
+    return MaxPool2d(node.name, tuple(given["kernel_shape"]), **window(node, given))
+
+
+def reshape(node, given, constants):
+    """Return the new shape of one image."""
+    first, *rest = (0, -1)
+    if node.op_type == "Reshape":
+        first, *rest = (int(length) for length in constants[node.input[1]])
+    elif given.get("axis", 1) != 1:
+        first = None
+    if first not in (0, -1) or (first == -1 and -1 in rest):
+        raise ValueError(f"{node.name} gives the images another shape than (images, numbers...)")
+    return tuple(rest)
+
+
+def codes_of_onnx(path, images, providers=("CPUExecutionProvider",)):
+    """Return the codes, uint8 arrays, at each QuantizeLinear node of a model, in order.
+
+    images: float32 array. The nodes are made outputs of a copy of the model.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    kind = onnx.TensorProto.UINT8
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=providers)
+    return session.run(names, {model.graph.input[0].name: images})

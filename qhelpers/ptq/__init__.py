@@ -1,0 +1,5 @@
+"""Post-training quantization of the reader's own model."""
+
+from qhelpers.ptq.model import load_quantized, quantize_model
+
+__all__ = ["load_quantized", "quantize_model"]

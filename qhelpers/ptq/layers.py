@@ -1,0 +1,164 @@
+"""The modules of a quantized model: layers that hold their weights as codes, and activations that
+pass through codes. Both compute in floats, with the numbers that the codes stand for."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from qhelpers.affine import symmetric_dequantize, symmetric_quantization
+from qhelpers.checks import checked_integer
+from qhelpers.observers import HistogramObserver
+from qhelpers.ranges.output_error import InputMoments, output_mse_range
+from qhelpers.ranges.strategies import mse_range
+
+WEIGHT_STRATEGIES = ("min-max", "mse", "output-mse")
+GRANULARITIES = ("per tensor", "per channel")
+
+
+def quantized_weight(weight, bits, strategy, granularity, moments=None):
+    """Return (codes, scale) of a weight tensor, symmetric, full range as torch's qint8.
+
+    granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
+        make a group; a row is all the weights of a channel.
+    moments: InputMoments of the layer, for the strategy "output-mse"; without them it takes
+        min-max.
+    scale has the shape (), (channels, 1) or (channels, groups).
+    """
+    rows = weight.detach().numpy().reshape(len(weight), -1)
+    if granularity == "per tensor":
+        options, sharing = {}, [rows]
+    elif granularity == "per channel":
+        options, sharing = {"axis": 0}, rows
+    else:
+        size = checked_integer("granularity", granularity, 1, rows.shape[1])
+        if rows.shape[1] % size:
+            raise ValueError(
+                f"granularity is {size}; it must divide the {rows.shape[1]} weights of a channel"
+            )
+        options, sharing = {"group_size": size}, rows.reshape(-1, size)
+    if strategy == "mse":
+        best = [mse_range(numbers, bits, symmetric=True, narrow_range=False) for numbers in sharing]
+        options["range"] = tuple(np.array(best).T)
+    if strategy == "output-mse" and moments:
+        size, per_tensor = options.get("group_size"), granularity == "per tensor"
+        high = output_mse_range(weight.detach(), bits, moments, size, per_tensor)
+        options["range"] = (-high, high)
+    codes, scale = symmetric_quantization(rows, bits, narrow_range=False, **options)
+    return torch.tensor(codes), torch.tensor(scale)
+
+
+class QuantizedLayer(nn.Module):
+    """A Linear or Conv2d layer whose weight is held as codes.
+
+    Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
+    For the strategy "output-mse" and for `bias_correction` it must see inputs before that, while
+    it is `observing`. Bias correction takes off the bias by how much the output has changed, on
+    the mean, since the first pass, in which the network computed in floats.
+    """
+
+    def __init__(self, layer, bits, strategy, granularity, bias_correction=False):
+        super().__init__()
+        self.bits, self.granularity, self.strategy = bits, granularity, strategy
+        self.bias_correction = bias_correction
+        self.exact = layer.weight.detach()
+        self.shape = self.exact.shape
+        codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.layer = copy.deepcopy(layer)
+        if bias_correction and layer.bias is None:
+            self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+        self.new_moments = lambda: InputMoments(layer)
+        self.observing, self.passes = False, []  # InputMoments of each pass through the data
+        del self.layer.weight  # no longer a parameter: `forward` puts the one in use there
+
+    @property
+    def watches(self):
+        return self.strategy == "output-mse" or self.bias_correction
+
+    def observe(self):
+        self.observing = True
+        self.passes.append(self.new_moments())
+
+    @torch.no_grad()
+    def freeze(self):
+        if self.passes:
+            moments = self.passes[-1]
+            self.codes, self.scale = quantized_weight(
+                self.exact, self.bits, self.strategy, self.granularity, moments
+            )
+            expected = self.passes[0].mean_output(self.exact)
+            self.exact, self.passes = None, []
+            if self.bias_correction:
+                self.layer.bias += expected - moments.mean_output(self.weight())
+        self.exact = None
+
+    def weight(self):
+        """Return the weight in use, in float32."""
+        if self.exact is not None:
+            return self.exact
+        return torch.tensor(symmetric_dequantize(self.codes, self.scale)).reshape(self.shape)
+
+    def forward(self, x):
+        if self.observing:
+            self.passes[-1].update(x)
+        self.layer.weight = self.weight()
+        return self.layer(x)
+
+    def extra_repr(self):
+        return f"{self.bits} bits, {self.granularity}"
+
+
+class QuantizedActivation(nn.Module):
+    """A place where activations pass through codes, one scale for all.
+
+    The codes are 0..2**bits-1, or with `reduce_range` those of one bit less.
+
+    It passes on what it gets until `freeze`, and shows it to an observer while `observing`;
+    then it quantizes and dequantizes. With the strategy "dynamic" the range is that of each
+    batch.
+    """
+
+    def __init__(self, bits, strategy, reduce_range=False):
+        super().__init__()
+        self.bits, self.strategy, self.top = bits, strategy, 2 ** (bits - reduce_range) - 1
+        self.new_observer = lambda: HistogramObserver(
+            bits, strategy="min-max" if self.dynamic else strategy, reduce_range=reduce_range
+        )
+        self.observer, self.observing, self.active = None, False, False
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+
+    @property
+    def dynamic(self):
+        return self.strategy == "dynamic"
+
+    @property
+    def watches(self):
+        return not self.dynamic
+
+    def observe(self):
+        self.observing, self.observer = True, self.new_observer()
+
+    def freeze(self):
+        if self.observer is not None:
+            self.scale, self.zero_point = self.observer.calculate_qparams()
+        self.observer, self.observing, self.active = None, False, True
+
+    def forward(self, x):
+        if self.observing:
+            self.observer(x)
+        if not self.active:
+            return x
+        scale, zero_point = self.scale, self.zero_point
+        if self.dynamic:
+            observer = self.new_observer()
+            observer(x)
+            scale, zero_point = observer.calculate_qparams()
+        codes = torch.round(x * (1 / scale)) + zero_point
+        return (codes.clamp(0, self.top) - zero_point) * scale
+
+    def extra_repr(self):
+        return f"{self.bits} bits, {self.strategy}"

@@ -1,0 +1,169 @@
+"""Quantization-aware training of the reader's own model: prepare, train, convert."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qhelpers.observers import (
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
+from qhelpers.ptq.model import QuantizedModel, TracedModel, calibrate, inputs_of, unfrozen
+from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize
+
+METHODS = ("ste", "frozen", "lsq")
+PER_LAYER = ("weight_bits", "activation_bits", "granularity")
+
+
+def prepare_qat(
+    model,
+    weight_bits,
+    activation_bits,
+    method,
+    *,
+    calibration_batches,
+    granularity="per channel",
+    per_layer=None,
+):
+    """Return a copy of `model` that trains with fake quantization, a QATModel.
+
+    Train it as any other, then take its `convert()`. `model` stays as it is.
+
+    method: how the scales are found while the weights are trained.
+        "ste": by min-max, of the weights as they are, and of a moving average of activations.
+        "frozen": by squared error, before training; then they stay.
+        "lsq": they start like those, and are trained.
+    calibration_batches: what finds the scales at the start, as in `quantize_model`.
+    per_layer: weight_bits, activation_bits and granularity of single layers, by name.
+
+    The other arguments, the layers that are quantized, the warnings and errors are those of
+    `quantize_model`, and ValueError where `method` is none of these. A BatchNorm that follows a
+    layer is folded into it before training, so that its statistics stay.
+    Source: Jacob et al. 2018, section 3; Esser et al. 2020 for "lsq".
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {METHODS}")
+    for name, changed in (per_layer or {}).items():
+        for option in set(changed) - set(PER_LAYER):
+            raise ValueError(f"per_layer has the option {option!r} for {name!r}; it may have "
+                             f"{PER_LAYER}")  # fmt: skip
+    strategy = "min-max" if method == "ste" else "mse"
+    options = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "weight_strategy": strategy,
+        "activation_strategy": strategy,
+        "granularity": granularity,
+        "bias_correction": False,
+        "reduce_range": False,
+    }
+    model = unfrozen(model, options, per_layer)
+    weights = {
+        name: module.exact
+        for name, module in model.graph.named_modules()
+        if isinstance(module, QuantizedLayer)
+    }
+    batches = [inputs_of(batch) for batch in calibration_batches]
+    calibrate(model, batches, layer_after_layer=False)
+    for name, module in list(model.graph.named_modules()):
+        if isinstance(module, QuantizedLayer):
+            model.graph.set_submodule(name, TrainedLayer(module, weights[name], method))
+        elif isinstance(module, QuantizedActivation):
+            model.graph.set_submodule(name, trained_activation(module, method))
+    return QATModel(model.graph, model.kept_in_float, options, per_layer or {})
+
+
+class TrainedLayer(nn.Module):
+    """A Linear or Conv2d layer whose float weight is fake-quantized whenever it computes."""
+
+    def __init__(self, quantized, weight, method):
+        super().__init__()
+        self.bits, self.granularity = quantized.bits, quantized.granularity
+        self.layer = copy.deepcopy(quantized.layer)
+        self.layer.weight = nn.Parameter(weight.clone())
+        half = 2 ** (self.bits - 1)
+        scale = quantized.scale.flatten()
+        zero_point = torch.zeros(scale.numel(), dtype=torch.int32)
+        if method == "lsq":
+            self.fake = LearnedStepSize(scale, zero_point, -half, half - 1)
+        else:
+            # With this constant the average is the weight's range as it is now.
+            observer = MovingAveragePerChannelMinMaxObserver(
+                self.bits, symmetric=True, averaging_constant=1
+            )
+            ends = {"quant_min": -half, "quant_max": half - 1}
+            self.fake = FakeQuantize(
+                observer if method == "ste" else None, scale=scale, zero_point=zero_point, **ends
+            )
+        self.scale_shape = quantized.scale.shape
+
+    def rows(self):
+        """Return the weight as a matrix, a row for each scale."""
+        return self.layer.weight.reshape(math.prod(self.scale_shape), -1)
+
+    def forward(self, x):
+        weight = self.fake(self.rows()).reshape(self.layer.weight.shape)
+        if isinstance(self.layer, nn.Linear):  # faster
+            return functional.linear(x, weight, self.layer.bias)
+        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+
+    @torch.no_grad()
+    def convert(self):
+        """Return the QuantizedLayer that computes the same."""
+        scale = self.fake.step(self.rows())
+        codes = torch.round(self.rows() * (1 / scale[:, None]))
+        codes = codes.clamp(self.fake.quant_min, self.fake.quant_max)
+        quantized = QuantizedLayer(self.layer, self.bits, "min-max", self.granularity)
+        quantized.codes = codes.to(quantized.codes.dtype).reshape(quantized.codes.shape)
+        quantized.scale = scale.reshape(self.scale_shape)
+        quantized.freeze()
+        return quantized
+
+
+def trained_activation(quantized, method):
+    """Return what trains in the place of a QuantizedActivation."""
+    if method == "lsq":
+        return LearnedStepSize(quantized.scale, quantized.zero_point, 0, quantized.top)
+    observer = None
+    if method == "ste":  # start from the calibrated range
+        observer = MovingAverageMinMaxObserver(quantized.bits)
+        observer((torch.tensor([0, quantized.top]) - quantized.zero_point) * quantized.scale)
+    ends = {"quant_min": 0, "quant_max": quantized.top}
+    return FakeQuantize(observer, scale=quantized.scale, zero_point=quantized.zero_point, **ends)
+
+
+@torch.no_grad()
+def converted_activation(fake, strategy):
+    """Return the QuantizedActivation that computes the same."""
+    quantized = QuantizedActivation(fake.quant_max.bit_length(), strategy)
+    quantized.scale, quantized.zero_point = fake.step(torch.zeros(1, 1)), fake.zero_point.clone()
+    quantized.freeze()
+    return quantized
+
+
+class QATModel(TracedModel):
+    """A model that trains with fake quantization; `prepare_qat` makes it.
+
+    Its `graph` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
+    """
+
+    def observe(self, observing):
+        """Let the observers of "ste" watch in training mode, or let the scales stay."""
+        for module in self.graph.modules():
+            if isinstance(module, FakeQuantize) and module.observer is not None:
+                module.observing = observing
+
+    def convert(self):
+        """Return the QuantizedModel with these weights and scales; this model stays as it is."""
+        graph = copy.deepcopy(self.graph).eval()
+        for name, module in list(graph.named_modules()):
+            if isinstance(module, TrainedLayer):
+                graph.set_submodule(name, module.convert())
+            elif isinstance(module, FakeQuantize) and name.startswith("quantize_"):
+                strategy = self.options["activation_strategy"]
+                graph.set_submodule(name, converted_activation(module, strategy))
+        return QuantizedModel(graph, self.kept_in_float, self.options, self.per_layer)

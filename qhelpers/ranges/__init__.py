@@ -1,0 +1,17 @@
+"""Which real numbers should the codes cover? Range strategies, and how they search."""
+
+from qhelpers.ranges.strategies import (
+    cross_entropy_range,
+    kl_range,
+    min_max_range,
+    mse_range,
+    percentile_range,
+)
+
+__all__ = [
+    "cross_entropy_range",
+    "kl_range",
+    "min_max_range",
+    "mse_range",
+    "percentile_range",
+]

@@ -1,0 +1,97 @@
+"""Weight ranges that change a layer's output least, on the inputs it gets when calibrated."""
+
+import copy
+
+import torch
+from torch import nn
+
+from qhelpers.checks import checked_finite
+
+COARSE, FINE = 50, 9  # candidates for the end of a range, in the first pass and in the second
+
+
+class InputMoments:
+    """The mean and the covariance of a layer's inputs, in float64, summed up over batches.
+
+    For Conv2d an input is a patch, the numbers from which one output is computed. `mean` has
+    the shape (groups, size) and `covariance` (groups, size, size), where groups is Conv2d's, 1
+    for Linear, and size the number of weights of an output channel.
+    """
+
+    def __init__(self, layer):
+        self.groups, self.size = getattr(layer, "groups", 1), layer.weight[0].numel()
+        self.channel_axis = -3 if isinstance(layer, nn.Conv2d) else -1
+        # With an identity for its weight, a layer returns its inputs themselves.
+        weight = torch.eye(self.size).repeat(self.groups, 1)
+        self.inputs_of = copy.deepcopy(layer)
+        self.inputs_of.weight = nn.Parameter(weight.reshape(-1, *layer.weight.shape[1:]))
+        self.inputs_of.bias = None
+        self.count, self.total, self.products = 0, 0, 0
+
+    def update(self, batch):
+        checked_finite(batch.numpy(), "batch")
+        inputs = self.inputs_of(batch).movedim(self.channel_axis, -1)
+        inputs = inputs.reshape(-1, self.groups, self.size).transpose(0, 1).double()
+        self.count += inputs.shape[1]
+        self.total = self.total + inputs.sum(dim=1)
+        self.products = self.products + inputs.mT @ inputs
+
+    @property
+    def mean(self):
+        return self.total / self.count
+
+    @property
+    def covariance(self):
+        return self.products / self.count - self.mean[:, :, None] * self.mean[:, None, :]
+
+    def mean_output(self, weight):
+        """Return the mean of each output channel with this weight and no bias, (channels,)."""
+        rows = weight.double().reshape(self.groups, -1, self.size)
+        return (rows * self.mean[:, None]).sum(dim=-1).flatten()
+
+
+def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
+    """Return the high ends of symmetric ranges, which change the variance of the output least.
+
+    With w the weights of a channel, v what is left of them after quantizing, and C the
+    covariance of the inputs, the error of the output has the variance (w - v)' C (w - v). Its
+    mean doesn't count, because the bias can take it up.
+
+    weight: float32 tensor, its first axis the output channels.
+    moments: InputMoments of the layer.
+    group_size: how many weights of a channel share a range; all by default.
+    per_tensor: one range for all weights.
+    Returns a float32 array of shape (channels, groups), or () where `per_tensor`.
+    Source: Nagel et al. 2020 (AdaRound), section 3, where the same error decides about rounding.
+    """
+    group = group_size or moments.size
+    rows = weight.reshape(moments.groups, -1, moments.size // group, group)
+    rows = rows.transpose(1, 2)  # (Conv2d's groups, groups of weights, channels, weights)
+    covariance, starts = moments.covariance, range(0, moments.size, group)
+    blocks = [covariance[:, i : i + group, i : i + group] for i in starts]
+    covariance = torch.stack(blocks, dim=1)
+    largest = rows.abs().amax() if per_tensor else rows.abs().amax(dim=-1, keepdim=True)
+    half = 2 ** (bits - 1)
+
+    def error(fraction):
+        # float32, as when quantizing: a range that ends at a weight puts it on a tie
+        scale = (fraction * largest / (half - 0.5)).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (rows * (1 / scale)).round().clamp(-half, half - 1)
+        off = (codes * scale - rows).double()
+        errors = (off @ covariance * off).sum(dim=-1, keepdim=True)
+        return errors.sum() if per_tensor else errors
+
+    best = least(error, torch.linspace(1, 1 / COARSE, COARSE), torch.zeros_like(largest))
+    best = least(error, torch.linspace(1, -1, FINE) / COARSE, best)
+    ends = best * largest
+    return ends.numpy() if per_tensor else ends.transpose(1, 2).reshape(len(weight), -1).numpy()
+
+
+def least(error, steps, start):
+    """Return, of start + step for each step, where `error` is least, number by number."""
+    best, least_error = start, torch.inf
+    for step in steps:
+        tried = error(start + step)
+        best = torch.where(tried < least_error, start + step, best)
+        least_error = torch.where(tried < least_error, tried, least_error)
+    return best
