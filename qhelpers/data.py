@@ -138,7 +138,7 @@ def normalise(images):
 
 def data_folder():
     """Return the folder that holds MNIST/raw: QHELPERS_DATA, or `data` in the project."""
-    return Path(os.environ.get("QHELPERS_DATA") or project_folder() / "data")
+    return Path(os.environ.get("QHELPERS_DATA") or project_folder() / "data").expanduser()
 
 
 def provide_file(raw):

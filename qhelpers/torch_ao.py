@@ -130,9 +130,9 @@ def engine_arithmetic(engine):
 def code_of_linear(engine, inputs, input_scale, weights, weight_scale, output_scale, zero_point=0):
     """Return the code that an engine makes of lists of input and weight codes.
 
-    zero_point: of the inputs. That of the outputs and the bias are 0.
+    zero_point: of the inputs. That of the outputs and the bias are 0. The current engine stays
+        what it was.
     """
-    torch.backends.quantized.engine = engine
     inputs, weights = (
         torch.quantize_per_tensor(scale * (torch.tensor([codes]) - zero), scale, zero, dtype)
         for codes, scale, zero, dtype in [
@@ -140,5 +140,10 @@ def code_of_linear(engine, inputs, input_scale, weights, weight_scale, output_sc
             (weights, weight_scale, 0, torch.qint8),
         ]
     )
-    packed = torch.ops.quantized.linear_prepack(weights, torch.zeros(1))
-    return torch.ops.quantized.linear(inputs, packed, output_scale, 0).int_repr().item()
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        packed = torch.ops.quantized.linear_prepack(weights, torch.zeros(1))
+        return torch.ops.quantized.linear(inputs, packed, output_scale, 0).int_repr().item()
+    finally:
+        torch.backends.quantized.engine = before

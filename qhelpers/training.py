@@ -1,5 +1,6 @@
 """Training, testing, and training only what was not trained before."""
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -14,6 +15,18 @@ from tqdm import tqdm
 from qhelpers.files import project_folder, remove_abandoned_parts, whole_file
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Let PyTorch compute on one thread, which for networks as small as these is the fastest."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def train(
     model,
     data,
@@ -56,6 +69,7 @@ def train(
 
 
 @torch.no_grad()
+@one_thread()
 def test(model, data, total_iterations=None, *, batch_size=1000):
     """Return the accuracy of `model` on the test images, from 0 to 1.
 
@@ -108,13 +122,23 @@ def mean(numbers):
 
 def checkpoint_key(model, data, options):
     """Return the SHA-256 sum, as text, of all that decides how a training ends."""
-    try:
-        source = inspect.getsource(type(model))
-    except (OSError, TypeError):  # typed into a console
-        source = ""
-    inputs = [str(model), source, data.name, options, torch.float64, torch.__version__]
-    digest = hashlib.sha256(repr(inputs).encode() + Path(__file__).read_bytes())
-    return add_tensors(digest, model.state_dict())
+    decides = [str(model), options, torch.float64, torch.__version__, *sources_of(model)]
+    digest = hashlib.sha256(repr(decides).encode())
+    images = {"images": data.train_images, "labels": data.train_labels}
+    return add_tensors(digest, images | model.state_dict())
+
+
+def sources_of(model):
+    """Yield the sources of qhelpers, and of the classes in `model` that others have written."""
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        yield path.read_text(encoding="utf-8")
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        if not kind.__module__.startswith(("torch.", "qhelpers.")):
+            with contextlib.suppress(OSError, TypeError):  # typed into a console
+                yield inspect.getsource(kind)
+    for module in model.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield module.code
 
 
 def content_sum(checkpoint):

@@ -9,6 +9,7 @@ import gzip
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,3 +237,5 @@ def test_the_data_folder_is_that_of_the_project(tmp_path, monkeypatch):
     assert data.data_folder() == tmp_path / "project" / "data"
     monkeypatch.setenv("QHELPERS_DATA", str(tmp_path / "elsewhere"))
     assert data.data_folder() == tmp_path / "elsewhere"
+    monkeypatch.setenv("QHELPERS_DATA", "~/mnist")
+    assert data.data_folder() == Path.home() / "mnist"

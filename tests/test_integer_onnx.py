@@ -188,6 +188,25 @@ def test_convolutions_with_groups_dilation_and_a_pool(tmp_path):
     assert np.array_equal(integer_model_from_onnx(path)(images), run(path, images.numpy()))
 
 
+def test_constant_nodes_and_attributes_left_out_are_read(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    images = torch.randn(100, 2, 8, 8)
+    path = exported(model, images, tmp_path / "model")
+    expected = integer_model_from_onnx(path)(images)
+    changed = onnx.load(path)
+    for tensor in changed.graph.initializer:
+        node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+        changed.graph.node.insert(0, node)
+    changed.graph.ClearField("initializer")
+    (conv,) = [node for node in changed.graph.node if node.op_type == "Conv"]
+    kept = [each for each in conv.attribute if each.name == "kernel_shape"]
+    conv.ClearField("attribute")
+    conv.attribute.extend(kept)
+    onnx.save(changed, path)
+    assert np.array_equal(integer_model_from_onnx(path)(images), expected)
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     layer, _ = random_layer(0, "per channel", relu=False)
     path = tmp_path / "model.onnx"
@@ -209,6 +228,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         (lambda nodes: [nodes.pop() for _ in range(2)], "fc returns floats"),
         (lambda nodes: nodes[4].__setattr__("op_type", "Softmax"), r"fc \(Softmax\) can't be"),
         (lambda nodes: nodes[5].input.__setitem__(0, "image"), "out_of takes image, and not y"),
+        (lambda nodes: nodes[5].input.__setitem__(1, "x"), r"out_of \(.*\) takes 'x' as input 1"),
+        (lambda nodes: nodes[4].ClearField("input"), "fc takes None, and not x"),
     ]:  # fmt: skip
         model = one_layer(layer)
         change(model.graph.node)

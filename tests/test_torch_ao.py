@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qhelpers import choose_engine, silence_known_warnings
-from qhelpers.torch_ao import ENGINES, KNOWN_WARNINGS
+from qhelpers.torch_ao import ENGINES, KNOWN_WARNINGS, engine_arithmetic, engine_saturates
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,14 @@ def test_no_engine_is_an_error(monkeypatch):
 def test_this_machine_s_choice_is_torch_s_engine():
     assert choose_engine() in ENGINES
     assert torch.backends.quantized.engine == choose_engine()
+
+
+def test_asking_about_an_engine_leaves_the_current_one():
+    current = choose_engine()
+    for engine in torch.backends.quantized.supported_engines:
+        if engine != "none":
+            engine_saturates(engine), engine_arithmetic(engine)
+            assert torch.backends.quantized.engine == current
 
 
 def test_only_the_known_warnings_are_hidden():

@@ -1,10 +1,13 @@
 """qhelpers.training, models and size: against plain loops, and what is never loaded."""
 
-import copy
+import dataclasses
+import importlib
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import qhelpers
 from qhelpers import VerySimpleNet, build_model, test, train, train_or_load, training
@@ -93,39 +96,66 @@ def test_train_or_load_says_and_returns_the_same_either_way(digits, project, cap
     assert [path.suffix for path in project.iterdir()] == [".pt"]
 
 
-class Deeper(VerySimpleNet):
+class Doubled(VerySimpleNet):
     def forward(self, img):
         return super().forward(img) * 2
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 1},
-        {"epochs": 2},
-        {"learning_rate": 1e-4},
-        {"batch_size": 1200},
-        {"model": net(seed=1)},
-        {"model": VerySimpleNet(50, 100)},
-        {"model": build_model(Deeper, 0)},
-    ],
-)
-def test_another_training_is_never_taken(digits, project, change):
-    train_or_load(net(), digits, batch_size=600)
-    options = {"batch_size": 600} | change
-    model = options.pop("model", net())
-    train_or_load(model, digits, **options)
-    assert len(list(project.iterdir())) == 2
+def key(model=None, data=None, **options):
+    return training.checkpoint_key(model or net(), data or load_digits(), options)
 
 
-def test_another_torch_or_data_set_is_never_taken(digits, project, monkeypatch):
-    train_or_load(net(), digits, batch_size=600)
-    other = copy.copy(digits)
-    object.__setattr__(other, "name", "mnist")
-    train_or_load(net(), other, batch_size=600)
-    monkeypatch.setattr(torch, "__version__", "9.9")
-    train_or_load(net(), digits, batch_size=600)
-    assert len(list(project.iterdir())) == 3
+def test_a_checkpoint_s_key_depends_on_all_that_decides(digits, monkeypatch, tmp_path):
+    fewer = dataclasses.replace(digits, train_images=digits.train_images[:1000],
+                                train_labels=digits.train_labels[:1000])  # fmt: skip
+    other_labels = dataclasses.replace(digits, train_labels=digits.train_labels.flip(0))
+    keys = [
+        key(), key(seed=1), key(epochs=2), key(model=net(seed=1)),
+        key(model=VerySimpleNet(50, 100)), key(model=build_model(Doubled, 0)),
+        key(data=fewer), key(data=other_labels),
+        key(model=fx.symbolic_trace(net())), key(model=fx.symbolic_trace(build_model(Doubled, 0))),
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "9.9")
+        keys.append(key())
+    sources = tmp_path / "qhelpers"
+    shutil.copytree(Path(training.__file__).parent, sources)
+    monkeypatch.setattr(training, "__file__", str(sources / "training.py"))
+    assert key() == keys[0]
+    (sources / "qat" / "fake_quant.py").write_text("# another gradient")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_checkpoint_s_key_depends_on_a_submodule_s_class(digits, tmp_path, monkeypatch):
+    keys = []
+    for number, factor in enumerate((1, 2)):
+        source = "from torch import nn\nclass Mine(nn.Module):\n    def forward(self, x):\n"
+        (tmp_path / f"mine{number}.py").write_text(f"{source}        return {factor} * x\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        model = net()
+        model.relu = importlib.import_module(f"mine{number}").Mine()
+        keys.append(key(model))
+    assert len(set(keys)) == 2
+
+
+def test_training_and_testing_take_one_thread_and_put_the_number_back(digits):
+    seen = []
+
+    class Watched(VerySimpleNet):
+        def forward(self, img):
+            seen.append(torch.get_num_threads())
+            return super().forward(img)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = build_model(Watched, 0)
+        train(model, digits, total_iterations_limit=1)
+        test(model, digits)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

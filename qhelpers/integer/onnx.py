@@ -27,17 +27,17 @@ def integer_model_from_onnx(path, arithmetic="onnxruntime", products=None):
 
 def layers_of(graph):
     """Yield the integer layers of an ONNX graph."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    makers = {node.output[0]: node for node in graph.node}
+    constants, makers = constants_of(graph), {node.output[0]: node for node in graph.node}
     before, codes, waiting = graph.input[0].name, None, None  # waiting: a layer without its codes
     for node in graph.node:
-        if node.input[0] in constants:  # a weight or bias
+        taken = node.input[0] if node.input else None
+        if node.op_type == "Constant" or taken in constants:  # a weight or bias
             continue
-        if node.input[0] != before:
-            raise ValueError(f"{node.name} takes {node.input[0]}, and not {before}; the model must "
-                             "be a chain")  # fmt: skip
+        if taken != before:
+            raise ValueError(f"{node.name} takes {taken}, and not {before}; the model must be a "
+                             "chain")  # fmt: skip
         before = node.output[0]
         given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "QuantizeLinear":
@@ -61,12 +61,37 @@ def layers_of(graph):
         raise ValueError(f"{waiting[0].name} returns floats; the last layer must have codes, too")
 
 
+def constants_of(graph):
+    """Return the arrays that a graph holds by name: its initializers and Constant nodes."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name != "sparse_value":
+            value = helper.get_attribute_value(node.attribute[0])
+            tensor = node.attribute[0].name == "value"
+            constants[node.output[0]] = numpy_helper.to_array(value) if tensor else np.array(value)
+    return constants
+
+
+def constant(node, number, constants):
+    """Return the constant that a node takes as its input of this number."""
+    name = node.input[number] if len(node.input) > number else None
+    if name not in constants:
+        raise ValueError(f"{node.name} ({node.op_type}) takes {name!r} as input {number}; it must "
+                         "be a constant")  # fmt: skip
+    return constants[name]
+
+
 def qparams(node, constants):
     """Return the QParams of a QuantizeLinear node."""
-    zero_point = constants[node.input[2]] if len(node.input) == 3 else np.uint8(0)
+    zero_point = constant(node, 2, constants) if len(node.input) == 3 else np.uint8(0)
     if zero_point.dtype != np.uint8:
         raise ValueError(f"{node.name} has codes of {zero_point.dtype}; they must be uint8")
-    return QParams(constants[node.input[1]].item(), int(zero_point), 255)
+    scale = constant(node, 1, constants)
+    if scale.size != 1:
+        raise ValueError(f"{node.name} has {scale.size} scales; activations must have one")
+    return QParams(scale.item(), zero_point.item(), 255)
 
 
 def layer(node, given, makers, constants, before, after):
@@ -93,8 +118,8 @@ def stored(node, number, makers, constants):
     maker = makers.get(node.input[number]) if len(node.input) > number else None
     if maker is None or maker.op_type != "DequantizeLinear":
         raise ValueError(f"{node.name} must have a quantized {('weight', 'bias')[number - 1]}")
-    codes, scale = (constants[name] for name in maker.input[:2])
-    if len(maker.input) == 3 and constants[maker.input[2]].any():
+    codes, scale = (constant(maker, number, constants) for number in (0, 1))
+    if len(maker.input) == 3 and constant(maker, 2, constants).any():
         raise ValueError(f"{maker.input[0]} has a zero point; it must be 0 (symmetric)")
     return maker.input[0], codes, scale
 
@@ -119,7 +144,7 @@ def reshape(node, given, constants):
     """Return the new shape of one image."""
     first, *rest = (0, -1)
     if node.op_type == "Reshape":
-        first, *rest = (int(length) for length in constants[node.input[1]])
+        first, *rest = (int(length) for length in constant(node, 1, constants))
     elif given.get("axis", 1) != 1:
         first = None
     if first not in (0, -1) or (first == -1 and -1 in rest):
