@@ -1,0 +1,105 @@
+"""Make the environment .venv, unless it is there and up to date: `python tools/environment.py`.
+
+With `cpu` or `cuda` behind it PyTorch comes as such a build. Otherwise it comes as the one that
+was chosen before, or as PyTorch's CPU build, which is 6 GB smaller, where PyTorch's own index of
+them answers. Needs nothing but Python's standard library.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PATIENCE = 3  # seconds that the index may take to answer
+
+
+def main(arguments):
+    torch = arguments[0] if arguments else ""
+    if len(arguments) > 1 or torch not in ("", "cpu", "cuda"):
+        sys.exit(f"TORCH is {' '.join(arguments)!r}; it may be cpu, cuda or unset")
+    before = chosen_before(ROOT / ".venv")
+    if up_to_date(ROOT) and torch in ("", before):
+        return
+    check_python()
+    make(ROOT, torch or before or ("cpu" if cpu_index_answers() else "cuda"), before)
+
+
+def python_of(venv):
+    """Return the Python of an environment, on Windows as elsewhere."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def chosen_before(venv):
+    """Return which build of PyTorch an environment was made with, or None."""
+    try:
+        return (venv / "torch").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def up_to_date(root):
+    """Whether the environment was made in this folder, still runs, and is newer than the pins."""
+    ready = root / ".venv" / "ready"
+    try:
+        here = ready.read_text(encoding="utf-8") == str(root)
+        runs = subprocess.run([str(python_of(root / ".venv")), "-c", ""], check=False).returncode
+        made = ready.stat().st_mtime
+    except OSError:
+        return False
+    pins = [root / "pyproject.toml", root / "constraints.txt"]
+    return here and runs == 0 and all(path.stat().st_mtime <= made for path in pins)
+
+
+def check_python():
+    """End the program where this Python won't do."""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}: install "
+                 "one, then say make PYTHON=python3.11 setup")  # fmt: skip
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        sys.exit("This Python has no venv module: install it (on Debian and Ubuntu: apt install "
+                 "python3-venv)")  # fmt: skip
+
+
+def cpu_index_answers():
+    """Whether PyTorch's index of CPU builds can be reached from here."""
+    try:
+        with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
+def make(root, torch, before):
+    """Make the environment with this build of PyTorch; a file `ready` in it says that all is there.
+
+    One that has another build is removed first: pip would keep it, for its version is the same.
+    """
+    venv = root / ".venv"
+    (venv / "ready").unlink(missing_ok=True)
+    if before not in (None, torch):  # pip would keep the other build: its version is the same
+        shutil.rmtree(venv)
+    print(
+        f"Making .venv with PyTorch's {torch.upper()} build; this takes some minutes.", flush=True
+    )
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    (venv / "torch").write_text(torch, encoding="utf-8")
+    index = ["--extra-index-url", CPU_INDEX] if torch == "cpu" else []
+    install = [str(python_of(venv)), "-m", "pip", "install", "-c", "constraints.txt", *index]
+    subprocess.run([*install, "-e", ".[dev,deploy]"], cwd=root, check=True)
+    (venv / "ready").write_text(str(root), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"`{' '.join(error.cmd[1:4])}` failed; what it says stands above.")
+    except KeyboardInterrupt:
+        sys.exit(130)
