@@ -14,7 +14,6 @@ from qhelpers import (
     choose_engine,
     has_torch_ao,
     integer_model,
-    load_data,
     prepare_qat,
     quantize_model,
     test,
@@ -40,27 +39,15 @@ from qhelpers.torch_ao import (
     engine_saturates,
     quantize_by_torch,
 )
-from tests.test_ptq import BATCH, Branched, Untraceable
-from tests.test_ptq import ConvNet as AveragingConvNet
+from tests.models import BATCH, Branched, Untraceable
+from tests.models import ConvNet as AveragingConvNet
 
-SEEDS = (0, 1, 2)
 ENGINES = ["fbgemm", "x86", "qnnpack", "onednn"]
 
 
 @pytest.fixture(scope="module")
-def data():
-    return load_data()
-
-
-@pytest.fixture(scope="module")
-def nets(data):
-    return [float_net(data, seed) for seed in SEEDS]
-
-
-@pytest.fixture
-def small():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+def net(data):
+    return float_net(data, seed=0)
 
 
 def needs(engine):
@@ -86,33 +73,26 @@ def different(ours, theirs):
 @pytest.mark.parametrize("reduce_range", [True, False], ids=["7 bits", "8 bits"])
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_code_is_torch_s(nets, data, engine, granularity, reduce_range):
-    """Three networks, fused and not, every layer, all test images.
+def test_every_code_is_torch_s(net, data, engine, granularity, reduce_range):
+    """A network, fused and not, every layer, all test images.
 
     Where the engine saturates on this CPU, torch is off, and an emulation has its codes.
     """
     needs(engine)
     saturated = total = 0
-    for net in nets:
-        for fused in (True, False):
-            theirs = quantize_by_torch(
-                net,
-                data.train_images[:1000],
-                engine,
-                fused=fused,
-                granularity=granularity,
-                reduce_range=reduce_range,
-            )
-            model = integer_model(theirs, engine_arithmetic(engine))
-            codes = codes_of_torch(theirs, data.test_images)
-            off, count = different(codes_of(model, data.test_images), codes)
-            total += count
-            if off and engine_saturates(engine):
-                emulated = model.computing(model.arithmetic, "saturating")
-                assert different(codes_of(emulated, data.test_images), codes)[0] == 0
-                saturated, off = saturated + off, 0
-            assert off == 0
-    assert total == len(data.test_images) * 3 * (994 + 1194)
+    for fused in (True, False):
+        options = {"granularity": granularity, "reduce_range": reduce_range, "fused": fused}
+        theirs = quantize_by_torch(net, data.train_images[:1000], engine, **options)
+        model = integer_model(theirs, engine_arithmetic(engine))
+        codes = codes_of_torch(theirs, data.test_images)
+        off, count = different(codes_of(model, data.test_images), codes)
+        total += count
+        if off and engine_saturates(engine):
+            emulated = model.computing(model.arithmetic, "saturating")
+            assert different(codes_of(emulated, data.test_images), codes)[0] == 0
+            saturated, off = saturated + off, 0
+        assert off == 0
+    assert total == len(data.test_images) * (994 + 1194)
     if saturated:
         pytest.skip(
             f"not tested exactly: on this CPU {engine} saturates, which puts {saturated:,} of "
@@ -121,10 +101,10 @@ def test_every_code_is_torch_s(nets, data, engine, granularity, reduce_range):
 
 
 @pytest.mark.skipif(not has_torch_ao(), reason="this PyTorch has no torch.ao.quantization")
-def test_an_engine_that_saturates_is_recognised_by_its_codes(nets, data):
+def test_an_engine_that_saturates_is_recognised_by_its_codes(net, data):
     """The emulation differs from the exact sums, and an engine has one or the other."""
     needs("fbgemm")
-    theirs = quantize_by_torch(nets[0], data.train_images[:1000], reduce_range=False)
+    theirs = quantize_by_torch(net, data.train_images[:1000], reduce_range=False)
     model = integer_model(theirs)
     assert any(pairs_that_can_saturate(layer.matrix, 255).any() for layer in model.layers[1:])
     exact = codes_of(model, data.test_images)
@@ -135,18 +115,17 @@ def test_an_engine_that_saturates_is_recognised_by_its_codes(nets, data):
 
 
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-def test_fixed_point_is_at_most_one_unit_off(nets, data, granularity):
+def test_fixed_point_is_at_most_one_unit_off(net, data, granularity):
     """From fbgemm: at most one code in a thousand, and the same answers."""
-    for net in nets:
-        quantized = quantize_model(net, [data.train_images[:1000]], granularity=granularity)
-        model = integer_model(quantized)
-        fixed = model.computing("fixed-point")
-        ours, theirs = codes_of(fixed, data.test_images), codes_of(model, data.test_images)
-        off, count = different(ours, theirs)
-        assert 0 < off <= 0.001 * count
-        assert max(abs(a.astype(int) - b).max() for a, b in zip(ours, theirs)) == 1
-        same = (ours[-1].argmax(1) == theirs[-1].argmax(1)).mean()
-        assert same >= 0.9995
+    quantized = quantize_model(net, [data.train_images[:1000]], granularity=granularity)
+    model = integer_model(quantized)
+    fixed = model.computing("fixed-point")
+    ours, theirs = codes_of(fixed, data.test_images), codes_of(model, data.test_images)
+    off, count = different(ours, theirs)
+    assert 0 < off <= 0.001 * count
+    assert max(abs(a.astype(int) - b).max() for a, b in zip(ours, theirs)) == 1
+    same = (ours[-1].argmax(1) == theirs[-1].argmax(1)).mean()
+    assert same >= 0.9995
 
 
 class Watched(np.ndarray):
@@ -207,10 +186,10 @@ def chain(data):
     return model.eval()
 
 
-def test_no_float_enters_between_the_codes(nets, chain, data):
+def test_no_float_enters_between_the_codes(net, chain, data):
     images = data.train_images[:300]
-    for net in (nets[0], chain):
-        model = integer_model(quantize_model(net, [images]))
+    for network in (net, chain):
+        model = integer_model(quantize_model(network, [images]))
         assert types_used(model.computing("fixed-point"), images) <= set("iub")
         for arithmetic, products in [("fbgemm", "integers"), ("fixed-point", "blas")]:
             assert "f" in types_used(model.computing(arithmetic, products), images)
@@ -235,8 +214,9 @@ def test_it_computes_what_the_quantized_model_computes(
         chain, [data.train_images[:300]], weight_bits, activation_bits, **options
     )
     model = integer_model(quantized)
-    theirs = quantized(data.test_images).detach().numpy()
-    ours = model(data.test_images)
+    images = data.test_images[:1000]
+    theirs = quantized(images).detach().numpy()
+    ours = model(images)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
     assert np.isclose(ours, theirs, atol=1e-4).mean() > 0.998
     names = [layer.name for layer in model.layers if isinstance(layer, WEIGHTED)]
@@ -308,9 +288,9 @@ def test_weights_with_a_zero_point_are_refused(small):
 
 
 @pytest.mark.parametrize("bits", [4, 2])
-def test_a_trained_model_of_few_bits_keeps_its_accuracy(nets, data, bits):
+def test_a_trained_model_of_few_bits_keeps_its_accuracy(net, data, bits):
     model = prepare_qat(
-        nets[0],
+        net,
         bits,
         bits,
         "lsq",

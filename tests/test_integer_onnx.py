@@ -20,7 +20,6 @@ from qhelpers import (  # noqa: E402
     ConvNet,
     build_model,
     integer_model_from_onnx,
-    load_data,
     train_or_load,  # noqa: E402
 )
 from qhelpers.experiments.ptq import float_net  # noqa: E402
@@ -70,11 +69,6 @@ def different(path, images, products="blas"):
         off += int((codes.reshape(other.shape) != codes.dtype.type(0) + other).sum())
         seen += codes.size
     return off, seen
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data()
 
 
 @pytest.fixture(scope="module")

@@ -11,99 +11,46 @@ from torch.nn import functional
 from qhelpers import (
     build_model,
     choose_engine,
-    load_data,
     load_quantized,
     quantize_model,
     test,
-    train,
 )
 from qhelpers.affine import asymmetric_quantization, symmetric_dequantize
 from qhelpers.ptq.layers import QuantizedActivation
-
-
-class ConvNet(nn.Module):
-    """Two convolutions with BatchNorm; the second ReLU, pooling and flatten are functions."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
-        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
-        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, padding_mode="reflect")
-        self.average = nn.AdaptiveAvgPool2d(4)
-        self.head = nn.Sequential(nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10))
-
-    def forward(self, x):
-        x = self.pool(self.relu(self.norm1(self.conv1(x.view(-1, 1, 28, 28)))))
-        x = self.average(functional.relu(self.norm2(self.conv2(x))))
-        return self.head(torch.flatten(x, 1))
-
-
-class Branched(nn.Module):
-    """A branch through LayerNorm and a sum, neither of which is supported."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(784, 30), nn.Linear(30, 30)
-        self.norm, self.last = nn.LayerNorm(30), nn.Linear(30, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.first(x.flatten(1)))
-        return self.last(torch.relu(self.norm(self.second(x))) + x)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data()
-
-
-@pytest.fixture(scope="module")
-def conv_net(data):
-    model = build_model(ConvNet, 0)
-    train(model, data, total_iterations_limit=300)
-    return model.eval()
-
-
-@pytest.fixture
-def small():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-
-
-BATCH = torch.linspace(-1, 2, 24).reshape(4, 6)
+from tests.models import BATCH, Branched, ConvNet, Twice, Untraceable
 
 
 def parts(quantized, kind):
     return {name: m for name, m in quantized.graph.named_modules() if isinstance(m, kind)}
 
 
-def test_a_convolutional_net_keeps_its_accuracy(conv_net, data):
+def test_a_convolutional_net_keeps_its_accuracy(conv_net, few):
     """8/8 within 0.3 points; at most 2**bits different weights a channel."""
     before = {name: tensor.clone() for name, tensor in conv_net.state_dict().items()}
     for granularity in ("per tensor", "per channel"):
         quantized = quantize_model(
-            conv_net, data.train_images[:500].split(100), granularity=granularity
+            conv_net, few.train_images[:500].split(100), granularity=granularity
         )
         assert quantized.kept_in_float == []
         assert not any("norm" in name for name, _ in quantized.graph.named_modules())
-        assert abs(test(quantized, data) - test(conv_net, data)) <= 0.003
+        assert abs(test(quantized, few) - test(conv_net, few)) <= 0.003
     assert all(torch.equal(before[name], t) for name, t in conv_net.state_dict().items())
     for bits in (2, 4):
-        quantized = quantize_model(conv_net, [data.train_images[:100]], weight_bits=bits)
+        quantized = quantize_model(conv_net, [few.train_images[:100]], weight_bits=bits)
         for name in ("conv1", "conv2", "head.0", "head.3"):
             weight = quantized.graph.get_submodule(name).weight()
             assert all(len(channel.unique()) <= 2**bits for channel in weight)
 
 
-def test_folding_and_fusing_change_nothing(conv_net, data):
+def test_folding_and_fusing_change_nothing(conv_net, few):
     """With 16 bits the quantized model is the float one, but for rounding."""
-    images = data.test_images[:200]
+    images = few.test_images[:200]
     quantized = quantize_model(conv_net, [images], 16, 16)
     assert torch.allclose(quantized(images), conv_net(images), atol=0.005)
 
 
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-def test_weights_and_scales_are_torch_s(conv_net, data, granularity):
+def test_weights_and_scales_are_torch_s(conv_net, few, granularity):
     """Codes of every weight, and scale and zero point of every activation, with 8 bits."""
     import torch.ao.quantization as reference
 
@@ -121,7 +68,7 @@ def test_weights_and_scales_are_torch_s(conv_net, data, granularity):
         activation=reference.MinMaxObserver.with_args(dtype=torch.quint8), weight=weight
     )
     theirs = reference.prepare(theirs)
-    batches = data.train_images[:300].split(100)
+    batches = few.train_images[:300].split(100)
     for batch in batches:
         theirs(batch)
     theirs = reference.convert(theirs)
@@ -136,9 +83,9 @@ def test_weights_and_scales_are_torch_s(conv_net, data, granularity):
         assert activation.zero_point.item() == layer.zero_point
 
 
-def test_what_is_not_supported_is_named_and_the_rest_quantized(data):
+def test_what_is_not_supported_is_named_and_the_rest_quantized(few):
     model = build_model(Branched, 0).eval()
-    images = data.train_images[:200]
+    images = few.train_images[:200]
     with pytest.warns(UserWarning, match="not quantized and compute in floats: norm, add"):
         quantized = quantize_model(model, [images])
     assert quantized.kept_in_float == ["norm", "add (add)"]
@@ -172,17 +119,6 @@ def test_bits_and_strategies_layer_by_layer(small):
         "quantize_2": 8,
     }
     assert places["quantize_2"].strategy == "cross-entropy"
-
-
-class Twice(nn.Module):
-    """A layer, and a BatchNorm behind it, that are called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
-
-    def forward(self, x):
-        return self.norm(self.layer(torch.relu(self.norm(self.layer(x)))))
 
 
 def test_a_layer_may_be_called_twice():
@@ -236,17 +172,17 @@ def test_layer_after_layer_calibrates_on_quantized_inputs(small):
     assert not torch.equal(at_once["quantize_2"].scale, in_turn["quantize_2"].scale)
 
 
-def test_a_saved_model_comes_back(conv_net, data, tmp_path):
-    images = data.test_images[:50]
+def test_a_saved_model_comes_back(conv_net, few, tmp_path):
+    images = few.test_images[:50]
     quantized = quantize_model(
-        conv_net, [data.train_images[:100]], 4, 4, per_layer={"head.3": {"granularity": 8}}
+        conv_net, [few.train_images[:100]], 4, 4, per_layer={"head.3": {"granularity": 8}}
     )
     torch.save(quantized.state_dict(), tmp_path / "model.pt")
     assert torch.load(tmp_path / "model.pt", weights_only=True)
     again = load_quantized(build_model(ConvNet, 7), tmp_path / "model.pt")
     assert torch.equal(again(images), quantized(images))
     assert str(again) == str(quantized)
-    other = quantize_model(conv_net, [data.train_images[:100]], 8)
+    other = quantize_model(conv_net, [few.train_images[:100]], 8)
     with pytest.raises(ValueError, match="quantized with other options"):
         other.load_state_dict(quantized.state_dict())
 
@@ -275,15 +211,6 @@ def test_training_mode_is_warned_of(small):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quantize_model(small.eval(), [BATCH])
-
-
-class Untraceable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.layer(x) if x.sum() > 0 else x
 
 
 @pytest.mark.parametrize(

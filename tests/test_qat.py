@@ -11,7 +11,6 @@ from qhelpers import (
     FakeQuantize,
     LearnedStepSize,
     build_model,
-    load_data,
     load_quantized,
     prepare_qat,
     quantize_model,
@@ -19,25 +18,7 @@ from qhelpers import (
     train,
 )
 from qhelpers.qat.model import METHODS
-from tests.test_ptq import BATCH, Branched, ConvNet, Twice, Untraceable
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data()
-
-
-@pytest.fixture(scope="module")
-def conv_net(data):
-    model = build_model(ConvNet, 0)
-    train(model, data, total_iterations_limit=300)
-    return model.eval()
-
-
-@pytest.fixture
-def small():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+from tests.models import BATCH, Branched, Twice, Untraceable
 
 
 def train_a_little(model, batch=BATCH, steps=20, learning_rate=0.01):
@@ -54,21 +35,21 @@ def train_a_little(model, batch=BATCH, steps=20, learning_rate=0.01):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-def test_what_was_trained_is_what_is_converted(conv_net, data, method, granularity):
+def test_what_was_trained_is_what_is_converted(conv_net, few, method, granularity):
     """Equal logits, at most 2**bits different weights a channel; the original stays as it was."""
     before = copy.deepcopy(conv_net.state_dict())
-    images = data.train_images[:100]
+    images = few.train_images[:100]
     model = prepare_qat(
         conv_net, 3, 4, method, calibration_batches=[images], granularity=granularity
     )
     assert model.kept_in_float == []
     assert all(torch.equal(before[name], t) for name, t in conv_net.state_dict().items())
-    train(model, data, total_iterations_limit=10, learning_rate=1e-3)
+    train(model, few, total_iterations_limit=10, learning_rate=1e-3)
     model.eval()
     trained = copy.deepcopy(model.state_dict())
     quantized = model.convert()
     assert all(torch.equal(trained[name], t) for name, t in model.state_dict().items())
-    assert torch.equal(quantized(data.test_images), model(data.test_images))
+    assert torch.equal(quantized(few.test_images), model(few.test_images))
     for name in ("conv1", "conv2", "head.0", "head.3"):
         part = quantized.graph.get_submodule(name)
         assert part.codes.dtype == torch.int8
@@ -139,23 +120,23 @@ def test_saved_and_loaded(small, method, tmp_path):
     assert torch.equal(load_quantized(small, tmp_path / "model.pt")(BATCH), model(BATCH))
 
 
-@pytest.mark.parametrize("method", ["frozen", "lsq"])
-def test_it_recovers_what_two_bits_lost(conv_net, data, method):
+@pytest.mark.parametrize("method", [pytest.param("frozen", marks=pytest.mark.slow), "lsq"])
+def test_it_recovers_what_two_bits_lost(conv_net, few, method):
     """On a convolutional model: most of what post-training quantization loses."""
-    images = data.train_images[:300]
+    images = few.train_images[:300]
     options = {"per_layer": {"head.3": {"activation_bits": 8}}}
     strategies = {"weight_strategy": "mse", "activation_strategy": "mse"}
-    lost = test(quantize_model(conv_net, [images], 2, 2, **strategies, **options), data)
+    lost = test(quantize_model(conv_net, [images], 2, 2, **strategies, **options), few)
     model = prepare_qat(conv_net, 2, 2, method, calibration_batches=[images], **options)
-    train(model, data, total_iterations_limit=300, learning_rate=1e-3)
-    recovered = test(model.convert(), data)
-    assert test(conv_net, data) - recovered < 0.4 * (test(conv_net, data) - lost)
-    assert test(conv_net, data) - lost > 0.03
+    train(model, few, total_iterations_limit=300, learning_rate=1e-3)
+    recovered = test(model.convert(), few)
+    assert test(conv_net, few) - recovered < 0.4 * (test(conv_net, few) - lost)
+    assert test(conv_net, few) - lost > 0.03
 
 
-def test_what_is_not_supported_is_named(data):
+def test_what_is_not_supported_is_named(few):
     model = build_model(Branched, 0).eval()
-    images = data.train_images[:50]
+    images = few.train_images[:50]
     with pytest.warns(UserWarning, match="not quantized and compute in floats: norm, add"):
         trained = prepare_qat(model, 4, 4, "lsq", calibration_batches=[images])
     assert trained.kept_in_float == trained.convert().kept_in_float == ["norm", "add (add)"]

@@ -113,9 +113,8 @@ def here():
     return notebook_3("", "1")
 
 
-@pytest.mark.parametrize(
-    "capability, threads", [("", "2"), ("avx2", "1"), ("default", "1"), ("default", "2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability, threads", [("", "2"), ("avx2", "1"), ("default", "2")])
 def test_int8_weights_are_the_same_on_other_machines(here, capability, threads):
     """All 89,400 int8 weights of notebook 3, their scales and zero points, to the last bit."""
     there = notebook_3(capability, threads)

@@ -42,6 +42,7 @@ def printed(cell):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_the_notebook_runs_without_it(path, tmp_path):
     committed = nbformat.read(path, as_version=4)

@@ -1,0 +1,41 @@
+"""What the tests share: data, and a network that is trained once for all who need it."""
+
+import dataclasses
+
+import hypothesis
+import pytest
+import torch
+from torch import nn
+
+from qhelpers import build_model, load_data, train
+from tests.models import ConvNet
+
+# The same examples in each run, however slow the machine.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="session")
+def data():
+    return load_data()
+
+
+@pytest.fixture(scope="session")
+def few(data):
+    """The data with 1,000 test images, for what tells as much with fewer."""
+    return dataclasses.replace(
+        data, test_images=data.test_images[:1000], test_labels=data.test_labels[:1000]
+    )
+
+
+@pytest.fixture(scope="session")
+def conv_net(data):
+    model = build_model(ConvNet, 0)
+    train(model, data, total_iterations_limit=300)
+    return model.eval()
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
