@@ -14,6 +14,25 @@ from tests.models import ConvNet
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same")
 
+# The files that take longest, in order: they start first, so that no worker waits for the other.
+LONG = (
+    "06_deployment.ipynb",
+    "02_range_strategies.ipynb",
+    "03_post_training_quantization.ipynb",
+    "05_integer_only_inference.ipynb",
+    "04_quantization_aware_training.ipynb",
+    "test_integer.py",
+    "test_experiments.py",
+    "01_math_basics.ipynb",
+    "test_qat.py",
+    "test_nbval_compare.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def data():
