@@ -7,8 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from qhelpers.exercises.answers import CHECKS
-from qhelpers.exercises.check import check
+from qhelpers.exercises.check import CHECKS, check
 from tests.test_notebooks import PATHS
 from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
 

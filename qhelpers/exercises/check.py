@@ -2,18 +2,29 @@
 
 from types import FunctionType
 
-from qhelpers.exercises.answers import CHECKS, Wrong
+from qhelpers.exercises import (
+    notebook_1,
+    notebook_2,
+    notebook_3,
+    notebook_4,
+    notebook_5,
+    notebook_6,
+)
+from qhelpers.exercises.answers import Wrong
+
+NOTEBOOKS = (notebook_1, notebook_2, notebook_3, notebook_4, notebook_5, notebook_6)
+CHECKS = {exercise: function for each in NOTEBOOKS for exercise, function in each.CHECKS.items()}
 
 
 def check(exercise, *answers):
     """Print whether the answers to an exercise are right.
 
-    exercise: its number, as "1.2": the second of notebook 1.
+    exercise: its number; "1.2" is the second exercise of notebook 1.
     answers: what the exercise asks for. While one of them is still `...`, or a function that
         holds nothing else, the exercise counts as not tried yet.
 
-    Whatever the answers are or raise is told in one printed line. Raises ValueError where there
-    is no such exercise, TypeError where it takes another number of answers.
+    The verdict is one printed line, even if an answer is of the wrong type or raises an error.
+    Raises ValueError if there is no such exercise, TypeError if the number of answers is wrong.
     """
     if exercise not in CHECKS:
         raise ValueError(f"exercise is {exercise!r}; there are {', '.join(CHECKS)}")
