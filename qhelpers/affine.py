@@ -9,7 +9,7 @@ from qhelpers.checks import (
     checked_params,
     checked_range,
 )
-from qhelpers.granularity import beside, blocks, share_scales
+from qhelpers.granularity import align_with_scale, blocks, share_scales
 
 
 def clamp(params_q, lower_bound, upper_bound):
@@ -62,10 +62,10 @@ def symmetric_quantization(
 
     params, axis, group_size: as for `asymmetric_quantization`.
     bits: integer from 2 to 16.
-    range: (low, high), the real numbers to cover; the farther of the two from 0 counts.
+    range: (low, high), the real numbers to cover; the end farther from 0 decides.
     narrow_range: with True the codes are -n..n with n = 2**(bits-1) - 1, and the farthest
         number gets n or -n. With False there is one more, -n-1, and a step is the range's
-        width in 2**bits - 1 parts, as torch has it; a number at the high end is clipped.
+        width divided by 2**bits - 1, as in torch; a number at the high end is clipped.
 
     Returns (quantized, scale): an array of `params`' shape in the smallest signed type that
     holds the codes; and the width of a step, as for `asymmetric_quantization`.
@@ -93,7 +93,7 @@ def asymmetric_dequantize(params_q, scale, zero):
     zero = checked_array(zero, "zero").astype(scale.dtype)
     if zero.shape not in ((), scale.shape):
         raise ValueError(f"zero has the shape {zero.shape}; it must be scale's, {scale.shape}")
-    view, inner = beside(params_q, scale)
+    view, inner = align_with_scale(params_q, scale)
     zero = np.broadcast_to(zero, scale.shape)
     return dequantize(view, scale.reshape(inner), zero.reshape(inner)).reshape(params_q.shape)
 
@@ -118,7 +118,8 @@ def quantization_error(params, params_dequantized):
             f"params_dequantized has the shape {params_dequantized.shape}; it must be that of "
             f"params, {params.shape}"
         )
-    difference = np.ascontiguousarray(params - params_dequantized)  # so that order is the same
+    # So that the squares are summed in the same order, whatever the memory layout.
+    difference = np.ascontiguousarray(params - params_dequantized)
     return np.mean(np.square(difference, dtype=np.float64))
 
 
@@ -133,7 +134,10 @@ def covered(view, range):
 
 
 def step_width(low, high, steps):
-    """Return (high - low) / steps for arrays of low <= 0 <= high, mended where that won't do."""
+    """Return (high - low) / steps, for arrays of low <= 0 <= high, as a step one can divide by.
+
+    Where that is 0, subnormal or infinite, another step that works is returned instead.
+    """
     limits, largest = np.finfo(low.dtype), np.maximum(-low, high)
     with np.errstate(over="ignore"):
         width = high - low
@@ -147,7 +151,7 @@ def step_width(low, high, steps):
 def quantize(view, scale, zero, bottom, top, code_type, name="params"):
     """Return clamp(rint(view * (1 / scale)) + zero, bottom, top); scales as in `share_scales`.
 
-    name: what an error calls the numbers.
+    name: what an error message calls the numbers.
     """
     codes = np.empty(view.shape, code_type)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -174,6 +178,6 @@ def dequantize(view, scale, zero):
             work[...] = view[block]  # widens: uint8 - zero would wrap
             work -= zero[scales]
             work *= scale[scales]
-    if scale.max() > most / 2**17:  # half a step beyond the largest number there is
+    if scale.max() > most / 2**17:  # rounding may lead half a step beyond the largest float
         np.clip(result, -most, most, out=result)
     return result

@@ -46,7 +46,8 @@ def checked_finite(params, name="params"):
 def finite_ends(params, name="params"):
     """Return the smallest and the largest number of an array.
 
-    Raises ValueError where it holds NaN or infinity. The ends tell, without an array of answers.
+    Raises ValueError where it holds NaN or infinity. Only the ends are checked, because NaN and
+    infinity end up there; checking every number would take an array as large as `params`.
     """
     low, high = params.min(), params.max()
     if not np.isfinite([low, high]).all():
@@ -84,13 +85,13 @@ def checked_range(range, dtype, shape):
 
     Each end is one number, or as many as `shape` has room for. Raises TypeError where
     `range` isn't a pair of numbers, and ValueError where an end isn't finite, `low` is
-    above `high`, or there are too few or too many.
+    above `high`, or an end has the wrong number of values.
     """
     try:
         low, high = (np.asarray(end, dtype=np.float64) for end in range)
     except (TypeError, ValueError):
         raise TypeError(f"range is {range!r}; it must be a pair of numbers, (low, high)") from None
-    with np.errstate(over="ignore"):  # what doesn't fit in `dtype` is infinite
+    with np.errstate(over="ignore"):  # what `dtype` can't hold becomes infinite
         low, high = low.astype(dtype), high.astype(dtype)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise ValueError(f"range is {range!r}; it must be finite in {dtype}, low first")

@@ -30,8 +30,8 @@ def share_scales(params, axis, group_size):
     return params.reshape(1, 1, -1), ()
 
 
-def beside(params_q, scale):
-    """Return a 3-d view of the codes as `share_scales` has it, and the shape of its scales."""
+def align_with_scale(params_q, scale):
+    """Return a 3-d view of the codes, as `share_scales` does, and the scale's shape for it."""
     shape, many = params_q.shape, [i for i, n in enumerate(scale.shape) if n > 1]
     if not many:
         return params_q.reshape(1, 1, -1), (1, 1, 1)

@@ -1,4 +1,4 @@
-"""Observers: they watch batches of numbers, and turn what they saw into a scale and a zero point.
+"""Observers: they watch batches of numbers, and compute a scale and a zero point from them.
 
 The names and the arithmetic are those of torch.ao.quantization; `calculate_qparams` returns the
 same scale and zero point, to the last bit.
@@ -12,7 +12,7 @@ from qhelpers.ranges import cross_entropy_range, histogram, kl_range, mse_range,
 
 EPS = torch.finfo(torch.float32).eps  # torch's smallest scale
 STRATEGIES = ("min-max", "percentile", "mse", "kl", "cross-entropy")
-FINENESS = 12  # of the histogram: as fine at the largest number as the one that KL makes
+FINENESS = 12  # near the largest number, bins are at least as narrow as those of `kl_range`
 MOST_ROWS = 1000  # of logits, kept for cross-entropy
 
 
@@ -25,7 +25,7 @@ class MinMaxObserver:
     reduce_range: use one bit less of the codes.
 
     Call it with a batch, a float tensor: it returns the batch. Raises ValueError where the
-    batch is empty or holds NaN or infinity, and then keeps what it saw before.
+    batch is empty or holds NaN or infinity; such a batch doesn't change the range.
     Source: Krishnamoorthi 2018, section 2; torch.ao.quantization.MinMaxObserver.
     """
 
@@ -79,7 +79,7 @@ def qparams(low, high, quant_min, quant_max, symmetric):
 
 
 class MovingAverageMinMaxObserver(MinMaxObserver):
-    """Lets the ends follow those of each batch by a part of the way, `averaging_constant`.
+    """Moves its ends towards those of each batch, by `averaging_constant` times the distance.
 
     All else is as in MinMaxObserver. Source: Jacob et al. 2018, section 3.1.
     """
@@ -112,14 +112,14 @@ class PerChannelMinMaxObserver(MinMaxObserver):
 
 
 class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver, PerChannelMinMaxObserver):
-    """Does for each index along `ch_axis` what MovingAverageMinMaxObserver does for all."""
+    """Keeps moving averages as MovingAverageMinMaxObserver does, for each index along `ch_axis`."""
 
 
 class HistogramObserver(MinMaxObserver):
-    """Counts the numbers of all batches in a histogram, and asks a range strategy for the ends.
+    """Counts the numbers of all batches in a histogram, and lets a range strategy find the ends.
 
-    strategy: one of STRATEGIES. For "cross-entropy" it keeps not a histogram but a sample of
-        MOST_ROWS rows of logits, each row seen with the same chance of being in it.
+    strategy: one of STRATEGIES. For "cross-entropy" it keeps a random sample of MOST_ROWS rows
+        of logits instead of a histogram; all rows are equally likely to be in it.
     The memory it takes doesn't grow with the data: 16 megabytes, or the sample.
     All else is as in MinMaxObserver.
     """
@@ -151,7 +151,7 @@ class HistogramObserver(MinMaxObserver):
 
     def range_of_histogram(self, bits, low, high):
         counts, fineness = self.counts, FINENESS
-        if self.strategy == "mse":  # which can do with fewer bins, and is faster
+        if self.strategy == "mse":  # it needs fewer bins, and is faster with them
             fineness = histogram.FINENESS
             counts = counts.reshape(-1, 2 ** (FINENESS - fineness)).sum(axis=1)
         values, counts = histogram.middles(counts, np.float32, fineness)

@@ -1,4 +1,4 @@
-"""What notebook 6 needs: its packages, a PyTorch new enough for them, and silence of one line."""
+"""What notebook 6 needs: its packages, a PyTorch new enough for them, and one log line hidden."""
 
 import importlib.util
 import logging
@@ -15,8 +15,8 @@ KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torch
 def require_deployment_packages():
     """Raise ModuleNotFoundError where one of PACKAGES is missing; it says what installs them.
 
-    Raise RuntimeError where PyTorch is older than OLDEST_TORCH. Where neither is so, hide the
-    line KNOWN_LOG, which is about torchao's own code.
+    Raise RuntimeError where PyTorch is older than OLDEST_TORCH. Otherwise hide the log line
+    KNOWN_LOG, which is about torchao's own code.
     """
     missing = missing_packages()
     if missing:
@@ -27,8 +27,8 @@ def require_deployment_packages():
         )
     if torch.__version__ < OLDEST_TORCH:  # compares versions, not text
         raise RuntimeError(
-            f"PyTorch is {torch.__version__}; this notebook needs {OLDEST_TORCH} or newer, since "
-            "torchao quantizes nothing with an older one, without saying so."
+            f"PyTorch is {torch.__version__}; this notebook needs {OLDEST_TORCH} or newer: "
+            "with an older one torchao quantizes nothing, and doesn't say so."
         )
     logging.getLogger("torch.utils._pytree").addFilter(is_unknown)
 

@@ -1,4 +1,4 @@
-"""Times of functions that take turns, so that what else the machine does hits all alike."""
+"""Timing functions in turn, so that other load on the machine slows all of them alike."""
 
 import time
 
@@ -8,8 +8,8 @@ import numpy as np
 def times_in_turn(functions, argument, rounds, warm_up=True):
     """Return the times, in seconds, of each function in a dict, by its name.
 
-    argument: what each is called with. rounds: how often. warm_up: a call before them isn't
-        measured.
+    argument: what each is called with. rounds: how often. warm_up: whether to call each once
+        before that without measuring it.
     """
     taken = {name: [] for name in functions}
     for measured in [False] * warm_up + [True] * rounds:

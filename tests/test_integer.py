@@ -406,9 +406,9 @@ def linear(**changed):
         ({"weight_scale": np.float32([1])}, "weight_scale is float32 of shape"),
         ({"weight_scale": np.float32(0)}, "weight_scale must be positive and finite"),
         ({"bias": np.float32([1, np.nan])}, "bias is float32 of shape"),
-        ({"weight_scale": np.float32(1e-38)}, "float32 can't combine its scales, 0.1.*e-39"),
-        ({"bias": np.float32([0, 3e38])}, "float32 can't combine its scales"),
-        ({"weight": np.full((2, 2**24), 7, np.int8)}, "its sums reach .*, over 31 bits"),
+        ({"weight_scale": np.float32(1e-38)}, "float32 would .* 0.1.* of inputs, 9.*e-39"),
+        ({"bias": np.float32([0, 3e38])}, "float32 would .* and its bias"),
+        ({"weight": np.full((2, 2**24), 7, np.int8)}, "its sums reach .*; 32 bits hold up to 2147"),
     ],
 )
 def test_a_layer_that_does_not_fit_is_refused(changed, message):
@@ -459,10 +459,10 @@ def test_other_mistakes_end_in_a_clear_error(small):
         with pytest.raises(ValueError, match="^layer 'flat': shape is .*at most one -1"):
             Reshape("flat", shape)
     pool = MaxPool2d("pool", **window | {"stride": (1, 1), "padding": (10**9, 0)}).prepared(0, 0)
-    with pytest.raises(ValueError, match="^layer 'pool' makes .* numbers of each image; 8,388"):
+    with pytest.raises(ValueError, match="^layer 'pool' computes .* numbers for each image; 8"):
         pool(np.ones((1, 1, 4, 4), np.uint8))
     pool = MaxPool2d("pool", **window | {"stride": (1, 1), "dilation": (4, 1)}).prepared(0, 0)
-    with pytest.raises(ValueError, match="^layer 'pool' gets images of .*; its window is .5, 2."):
+    with pytest.raises(ValueError, match="^layer 'pool' gets images of .* than its window, .5, 2."):
         pool(np.ones((1, 1, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="^layer 'pool' gets codes of shape .*must have 4 axes"):
         pool(np.ones((1, 4), np.uint8))

@@ -20,7 +20,7 @@ PROCEDURES = {
 }
 MIN_MAX, MSE = ("min-max", "min-max", "at once"), ("mse", "mse", "at once")
 BEST = ("output-mse", "mse", "bias corrected")
-# Strategy of the weights, of the activations, procedure. The first three with all pairs of bits.
+# (weight strategy, activation strategy, procedure); the first three run with all pairs of bits.
 RECIPES = list(
     dict.fromkeys(
         [
@@ -39,7 +39,7 @@ CALIBRATIONS = {  # bits of the weights and activations, and a recipe
 CALIBRATION_SETS = [("training", n) for n in (1, 10, 100, 1000, 10_000)]
 CALIBRATION_SETS += [("test", 1000), ("noise", 1000)]
 MOST_DRAWS = 10
-KEPT_LOGITS = {"linear3": {"activation_bits": 8}}  # they keep 8 bits, whatever the others have
+KEPT_LOGITS = {"linear3": {"activation_bits": 8}}  # whatever the other bits are
 
 
 def float_net(data, seed):
@@ -52,7 +52,7 @@ def float_net(data, seed):
 def ptq_accuracy(net, data, images, weight_bits, activation_bits, recipe, granularity):
     """Return the test accuracy, from 0 to 1, of `net` quantized by one of RECIPES.
 
-    images: those to calibrate with. The logits keep 8 bits.
+    images: the calibration images. The logits keep 8 bits.
     """
     weight_strategy, activation_strategy, procedure = recipe
     quantized = quantize_model(
@@ -101,7 +101,7 @@ def calibration_images(data, source, count, draw):
 
 
 def calibration_rows(data):
-    """Yield the rows of the table "calibration": accuracies by what was calibrated with.
+    """Yield the rows of the table "calibration": accuracies by calibration set.
 
     For the network of seed 0, per channel. A draw is another set of images of that size.
     """

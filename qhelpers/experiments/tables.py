@@ -1,6 +1,6 @@
 """The long experiments behind the notebooks' tables: `make tables` runs them, `load_table` reads.
 
-The tables are MNIST's. They lie beside this file, and come with the package.
+The tables were made with MNIST. They are in this file's folder, and are installed with the package.
 """
 
 import csv
@@ -29,7 +29,7 @@ TABLES = {  # name: columns, and what yields the rows
 
 
 def load_table(name):
-    """Return one of TABLES as a NumPy array, whose columns are called by name: table["accuracy"].
+    """Return one of TABLES as a NumPy array; columns are accessed by name: table["accuracy"].
 
     Raises ValueError where there is no such table.
     """
@@ -65,7 +65,7 @@ def write_tables(folder, names=tuple(TABLES)):
 
 
 def main(names):
-    """Write the tables with these names, or all, of this checkout, from MNIST and on one thread."""
+    """Write these tables, or all, into this checkout; experiments use MNIST and one thread."""
     os.environ["QHELPERS_DATASET"] = "mnist"
     torch.set_num_threads(1)
     with as_file(files("qhelpers.experiments")) as folder:

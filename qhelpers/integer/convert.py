@@ -13,11 +13,11 @@ from qhelpers.ptq.graph import NO_NUMBERS, RELUS, is_one_of, module_of, named, t
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.model import QuantizedModel, TracedModel
 
-NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity, functional.dropout, "contiguous")
+NO_OPS = (nn.Dropout, nn.Dropout2d, nn.Identity, functional.dropout, "contiguous")
 FLATTENS = (nn.Flatten, torch.flatten, "flatten")
 VIEWS = ("reshape", "view", torch.reshape)
 MAX_POOLS = (nn.MaxPool2d, functional.max_pool2d, torch.max_pool2d)
-SHAPES = (*NO_NUMBERS, operator.getitem)  # what is done with shapes, not with numbers
+SHAPES = (*NO_NUMBERS, operator.getitem)  # operations on shapes, not on numbers
 TORCH_AO = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
 
 
@@ -27,10 +27,10 @@ def integer_model(model, arithmetic="fbgemm", products=None):
     model: a QuantizedModel, from `quantize_model` or the `convert()` of `prepare_qat`'s, or a
         model that torch.ao's `convert` returned. It must be a chain of Linear, Conv2d, ReLU,
         MaxPool2d and reshapes, with codes of at most 8 bits at every place, and weights with
-        zero point 0 and without groups. It stays as it is.
+        zero point 0 and without groups. It isn't changed.
     arithmetic, products: as for IntegerModel.
 
-    Raises ValueError where the model is another, and names the layer that doesn't fit; and
+    Raises ValueError, which names the layer that doesn't fit, for any other model, and
     RuntimeError where torch.fx can't trace it.
     """
     if isinstance(model, TracedModel) and not isinstance(model, QuantizedModel):
@@ -41,42 +41,42 @@ def integer_model(model, arithmetic="fbgemm", products=None):
 
 def layers_of(graph):
     """Yield the integer layers of a torch.fx graph."""
-    codes = None  # QParams of what the next module takes
+    qparams = None  # of what the next module takes
     waiting, relu = None, False  # a QuantizedLayer whose output has not become codes yet
     for node in chain(graph):
         module = module_of(graph, node)
         if isinstance(module, QuantizedActivation):
-            new = activation_codes(node, module)
+            new = activation_qparams(node, module)
             if waiting is not None:
-                yield quantized_layer(*waiting, codes, new, relu)
-            codes, waiting, relu = new, None, False
+                yield quantized_layer(*waiting, qparams, new, relu)
+            qparams, waiting, relu = new, None, False
         elif torch_ao_kind(module) == "Quantize":
-            codes = QParams(module.scale.item(), int(module.zero_point), 255)
+            qparams = QParams(module.scale.item(), int(module.zero_point), 255)
         elif waiting is not None and is_one_of(graph, node, RELUS):
             relu = True
-        elif waiting is not None or codes is None:
-            raise ValueError(f"{named(node)} gets floats; every place must have codes "
-                             "(activation_bits, of at most 8)")  # fmt: skip
+        elif waiting is not None or qparams is None:
+            raise ValueError(f"{named(node)} gets floats; all activations must be quantized, to at "
+                             "most 8 bits (activation_bits)")  # fmt: skip
         elif isinstance(module, QuantizedLayer):
             waiting = node.target, module
         elif torch_ao_kind(module) in ("Linear", "LinearReLU", "Conv2d", "ConvReLU2d"):
-            layer = torch_ao_layer(node.target, module, codes)
-            codes = layer.after
+            layer = torch_ao_layer(node.target, module, qparams)
+            qparams = layer.after
             yield layer
         elif is_one_of(graph, node, RELUS):
-            yield ReLU(node.name, codes.zero_point)
+            yield ReLU(node.name, qparams.zero_point)
         elif is_one_of(graph, node, (*FLATTENS, *VIEWS)):
             yield reshape(graph, node)
         elif is_one_of(graph, node, MAX_POOLS):
             yield max_pool(graph, node)
         elif not (
-            is_one_of(graph, node, NOTHING) or torch_ao_kind(module) in ("DeQuantize", "Dropout")
+            is_one_of(graph, node, NO_OPS) or torch_ao_kind(module) in ("DeQuantize", "Dropout")
         ):
             raise ValueError(f"{named(node)} can't be computed in integers; the layers may be "
                              "Linear, Conv2d, ReLU, MaxPool2d and reshapes, quantized")  # fmt: skip
     if waiting is not None:
-        raise ValueError(f"{waiting[0]} returns floats; every place must have codes "
-                         "(activation_bits, of at most 8)")  # fmt: skip
+        raise ValueError(f"{waiting[0]} returns floats; all activations must be quantized, to at "
+                         "most 8 bits (activation_bits)")  # fmt: skip
 
 
 def chain(graph):
@@ -93,14 +93,14 @@ def chain(graph):
             shapes.add(node)
             continue
         if [taken for taken in node.all_input_nodes if taken not in shapes] != [before]:
-            raise ValueError(f"{named(node)} doesn't take what {named(before)} returns, alone; the "
-                             "model must be a chain")  # fmt: skip
+            raise ValueError(f"{named(node)} must take what {named(before)} returns, and nothing "
+                             "else; the model must be a chain")  # fmt: skip
         if node.op != "output":
             before = node
             yield node
 
 
-def activation_codes(node, module):
+def activation_qparams(node, module):
     if module.dynamic or module.top > 255:
         has = "dynamic ranges" if module.dynamic else f"{module.bits} bits"
         raise ValueError(f"{node.target} has {has}; it must be calibrated, to at most 8 bits")
@@ -108,7 +108,7 @@ def activation_codes(node, module):
 
 
 def torch_ao_kind(module):
-    """Return the name of a class of torch.ao's integer modules, or None for another's."""
+    """Return the class's name if a module is one of torch.ao's integer modules, else None."""
     return type(module).__name__ if type(module).__module__.startswith(TORCH_AO) else None
 
 
@@ -121,7 +121,9 @@ def quantized_layer(name, module, before, after, relu):
     weight = module.codes.reshape(module.shape).numpy()
     scale = module.scale.flatten() if module.scale.ndim else module.scale
     bias = module.layer.bias
-    return layer(name, module.layer, weight, int(module.bits), scale, bias, before, after, relu)
+    return weighted_layer(
+        name, module.layer, weight, int(module.bits), scale, bias, before, after, relu
+    )
 
 
 def torch_ao_layer(name, module, before):
@@ -136,10 +138,10 @@ def torch_ao_layer(name, module, before):
     after = QParams(module.scale, int(module.zero_point), 255)
     relu = "ReLU" in type(module).__name__
     codes = weight.int_repr().numpy()
-    return layer(name, module, codes, 8, scale, module.bias(), before, after, relu)
+    return weighted_layer(name, module, codes, 8, scale, module.bias(), before, after, relu)
 
 
-def layer(name, module, weight, bits, scale, bias, before, after, relu):
+def weighted_layer(name, module, weight, bits, scale, bias, before, after, relu):
     """Return a Linear or Conv2d; `module` has the stride, padding, dilation and groups."""
     bias = np.zeros(len(weight), np.float32) if bias is None else bias.detach().numpy().copy()
     scale = scale.detach().float().numpy().copy()
@@ -161,7 +163,7 @@ def same_padding(name, module):
 
 
 def reshape(graph, node):
-    """Return the Reshape for a flatten, view or reshape that leaves the images apart."""
+    """Return the Reshape for a flatten, view or reshape that keeps the images apart."""
     if is_one_of(graph, node, FLATTENS):
         if node.op == "call_module":
             module = module_of(graph, node)
@@ -177,7 +179,8 @@ def reshape(graph, node):
         apart = first == -1 or isinstance(first, fx.Node)
         shape = tuple(rest) if apart and all(type(n) is int for n in rest) else None
     if shape is None:
-        raise ValueError(f"{named(node)} gives the images another shape than (images, numbers...)")
+        raise ValueError(f"{named(node)} must keep the first axis and give the others fixed "
+                         "lengths, as flatten(1) and reshape(-1, 784) do")  # fmt: skip
     return Reshape(node.name, shape)
 
 

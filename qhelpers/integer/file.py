@@ -17,20 +17,20 @@ from qhelpers.integer.packing import pack, unpack
 
 FORMAT = "qhelpers integer model, version 1"
 KINDS = {kind.__name__: kind for kind in (Linear, Conv2d, MaxPool2d, ReLU, Reshape)}
-# What a file may ask for, so that none takes gigabytes or minutes.
+# Limits for what a file may ask for, so that reading one never takes gigabytes or minutes.
 MOST_BYTES = 2**24  # of the file, and of all arrays together
-MOST_WEIGHTS = 2**24  # of all layers together: packed, four of 2 bits are one byte
+MOST_WEIGHTS = 2**24  # of all layers together: MOST_BYTES would allow 4 times as many of 2 bits
 MOST_LAYERS = 1000
 MOST_GROUPS = 10_000  # of all convolutions together
 MOST_HEADER = 250  # bytes of what NumPy writes about an array; it parses this as Python
 
 
 def save_integer_model(model, path):
-    """Write `model`, an IntegerModel, to `path`; a file that is there is replaced, whole.
+    """Write `model`, an IntegerModel, to `path`, whole or not at all; replace a file there.
 
     The weights are packed, then everything is compressed. NumPy's `load` can read the arrays.
     The arithmetic and the products aren't saved: they are chosen when it is loaded.
-    Raises ValueError where the model is larger than `load_integer_model` takes, and OSError,
+    Raises ValueError where the model is larger than `load_integer_model` accepts, and OSError,
     which names the file, where it can't be written.
     """
     described, arrays = [], {}
@@ -60,8 +60,8 @@ def load_integer_model(path, arithmetic="fbgemm", products=None):
     """Return the IntegerModel that `save_integer_model` wrote to `path`.
 
     arithmetic, products: as for IntegerModel.
-    Raises OSError where the file can't be read, and ValueError where it is not whole, doesn't
-    fit together, or is another's.
+    Raises OSError where the file can't be read, and ValueError where it is damaged,
+    inconsistent, or not an integer model.
     """
     with open(path, "rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -81,7 +81,7 @@ def check_most(name, count, most):
 
 
 def read_arrays(content):
-    """Return the arrays in a .npz by name, and take none that is larger than the file says."""
+    """Return the arrays in a .npz by name, reading no more of each than the file says it has."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         check_most("bytes of arrays", sum(entry.file_size for entry in entries), MOST_BYTES)
@@ -94,7 +94,7 @@ def read_arrays(content):
 def read_array(archive, entry):
     # zipfile unpacks bzip2 and LZMA whole, and the rest too unless it is told how much to read.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{entry.filename} is compressed, and not by deflate")
+        raise ValueError(f"{entry.filename} is compressed, but not by deflate")
     with archive.open(entry) as file:
         data = io.BytesIO(file.read(entry.file_size))
     if np.lib.format.read_magic(data) != (1, 0):
@@ -110,10 +110,10 @@ def read_array(archive, entry):
 def read_layers(arrays):
     expected = arrays.pop("sha256").tobytes()
     if digest(arrays).tobytes() != expected:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     structure = json.loads(arrays.pop("structure").tobytes())
     if structure["format"] != FORMAT:
-        raise ValueError(f"its format is {structure['format']!r}; this is {FORMAT!r}")
+        raise ValueError(f"its format is {structure['format']!r}; it must be {FORMAT!r}")
     described = structure["layers"]
     check_most("layers", len(described), MOST_LAYERS)
     weights = [whole_numbers("weight", each["weight"]) for each in described if "weight" in each]
@@ -122,8 +122,8 @@ def read_layers(arrays):
     check_most("groups", sum(groups), MOST_GROUPS)
     layers = [read_layer(fields, arrays, number) for number, fields in enumerate(described)]
     if arrays:
-        raise ValueError(f"it holds more: {[*arrays]}")
-    IntegerModel(layers)  # checks that they follow on one another
+        raise ValueError(f"it holds arrays of no layer: {[*arrays]}")
+    IntegerModel(layers)  # checks that each layer takes what the one before returns
     return layers
 
 
@@ -148,7 +148,7 @@ def read_layer(fields, arrays, number):
 
 
 def of_type(kind, name, value):
-    """Return a value that JSON gave, or raise ValueError where it has another type."""
+    """Return a value read from JSON, or raise ValueError where its type is wrong."""
     if type(value) is not kind:
         raise ValueError(f"{name} is {value!r}; its type must be {kind.__name__}")
     return value

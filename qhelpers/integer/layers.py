@@ -8,8 +8,8 @@ import numpy as np
 from qhelpers.integer.products import PRODUCTS, largest_sum
 from qhelpers.integer.requantize import ARITHMETICS
 
-TINY = np.finfo(np.float32).tiny  # whose reciprocal is finite
-MOST_NUMBERS = 2**23  # that a convolution or a pooling layer may make of one image
+TINY = np.finfo(np.float32).tiny  # the reciprocal of a smaller one may be infinite
+MOST_NUMBERS = 2**23  # that a convolution or a pooling layer may compute for one image
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class QParams:
     quant_max: int
 
     def __post_init__(self):
-        with np.errstate(over="ignore"):  # it is refused
+        with np.errstate(over="ignore"):  # infinity is refused below
             scale = np.float32(self.scale)
         object.__setattr__(self, "scale", scale)
         if not TINY <= scale < np.inf:
@@ -136,7 +136,7 @@ WEIGHTED = (Linear, Conv2d)
 
 @dataclass(frozen=True)
 class MaxPool2d:
-    """The largest code of each window: the code of the largest number."""
+    """The largest code of each window, which is the code of the largest number."""
 
     name: str
     kernel_size: tuple
@@ -164,9 +164,9 @@ class ReLU:
 
 @dataclass(frozen=True)
 class Reshape:
-    """Gives what belongs to one image another shape; one length may be -1.
+    """Gives each image another shape; one length may be -1.
 
-    Raises ValueError where another length isn't a positive integer, of at most MOST_NUMBERS.
+    Raises ValueError where any other length isn't an integer from 1 to MOST_NUMBERS.
     """
 
     name: str
@@ -209,15 +209,16 @@ def check_weighted(layer, axes):
     check(bias.dtype == np.float32 and bias.shape == (len(weight),) and np.isfinite(bias).all(),
           f"bias is {bias.dtype} of shape {bias.shape}; it must be float32, finite, one for "
           "each output")  # fmt: skip
-    with np.errstate(all="ignore"):  # of what is refused
+    with np.errstate(all="ignore"):  # such layers are refused below
         steps = layer.before.scale * scale
         multiplier, in_steps = steps / layer.after.scale, abs(bias / steps)
         fits = (steps >= TINY) & (multiplier >= TINY) & (multiplier < np.inf)
     check(fits.all() and (in_steps < np.inf).all(),
-          f"float32 can't combine its scales, {layer.before.scale}, {scale.min()} to "
-          f"{scale.max()} and {layer.after.scale}, and its bias")  # fmt: skip
+          f"float32 would overflow or underflow with its scales, {layer.before.scale} of inputs, "
+          f"{scale.min()} to {scale.max()} of weights and {layer.after.scale} of outputs, and its "
+          "bias")  # fmt: skip
     largest = largest_sum(layer.matrix, layer.before.quant_max)
-    check(largest < 2**31, f"its sums reach {largest}, over 31 bits")
+    check(largest < 2**31, f"its sums reach {largest}; 32 bits hold up to {2**31 - 1}")
 
 
 def check_inputs(layer, codes, channels):
@@ -243,7 +244,7 @@ def requantizer(layer, arithmetic):
 def windows(layer, codes, size, fill):
     """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size).
 
-    Raises ValueError where there is no patch, or where there are too many for the memory.
+    Raises ValueError where there is no patch, or where the patches would take too much memory.
     """
     if codes.ndim != 4:
         raise ValueError(f"layer {layer.name!r} gets codes of shape {codes.shape}; they must have "
@@ -253,7 +254,7 @@ def windows(layer, codes, size, fill):
     places = [(n - over) // step + 1 for n, over, step in zip(lengths, span, layer.stride)]
     if min(places) < 1:
         raise ValueError(f"layer {layer.name!r} gets images of {codes.shape[2:]}, {lengths} with "
-                         f"padding; its window is {span}")  # fmt: skip
+                         f"padding, which are smaller than its window, {span}")  # fmt: skip
     check_numbers(layer, codes.shape[1] * max(math.prod(places) * math.prod(size),
                                               math.prod(lengths)))  # fmt: skip
     (down, right), (i, j), (k, m) = layer.padding, layer.stride, layer.dilation
@@ -264,12 +265,12 @@ def windows(layer, codes, size, fill):
 
 def check_numbers(layer, count):
     if count > MOST_NUMBERS:
-        raise ValueError(f"layer {layer.name!r} makes {count:,} numbers of each image; "
+        raise ValueError(f"layer {layer.name!r} computes {count:,} numbers for each image; "
                          f"{MOST_NUMBERS:,} are allowed")  # fmt: skip
 
 
 def check_window(layer):
-    """Raise ValueError where stride, padding or dilation is no pair of sizes."""
+    """Raise ValueError where kernel size, stride, padding or dilation isn't a pair of sizes."""
     for name, least in [("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)]:
         pair = getattr(layer, name, (1, 1))
         if len(pair) != 2 or not all(type(n) is int and n >= least for n in pair):

@@ -23,8 +23,8 @@ class IntegerModel:
     products: how the sums are computed: "blas", "integers" or "saturating", see products.py. By
         default "integers" for fixed point, and else "blas", which gives the same and is faster.
 
-    Call it with images to get logits. Raises ValueError where a layer's codes are not those
-    that the next one takes.
+    Call it with images to get logits. Raises ValueError where a layer returns codes with another
+    scale or zero point than the next one takes.
     """
 
     def __init__(self, layers, arithmetic="fbgemm", products=None):
@@ -40,15 +40,17 @@ class IntegerModel:
         if not weighted:
             raise ValueError("layers has no Linear or Conv2d; it must have one")
         self.before, self.after = weighted[0].before, weighted[-1].after
-        codes = self.before
+        qparams = self.before
         for layer in self.layers:
             if isinstance(layer, WEIGHTED):
-                if layer.before != codes:
-                    raise ValueError(f"layer {layer.name!r} takes {layer.before}, and gets {codes}")
-                codes = layer.after
-            elif isinstance(layer, ReLU) and layer.zero_point != codes.zero_point:
+                if layer.before != qparams:
+                    raise ValueError(
+                        f"layer {layer.name!r} takes {layer.before}, and gets {qparams}"
+                    )
+                qparams = layer.after
+            elif isinstance(layer, ReLU) and layer.zero_point != qparams.zero_point:
                 raise ValueError(f"layer {layer.name!r} has the zero point {layer.zero_point}, and "
-                                 f"gets {codes}")  # fmt: skip
+                                 f"gets {qparams}")  # fmt: skip
         self.functions = [layer.prepared(arithmetic, products) for layer in self.layers]
 
     def computing(self, arithmetic, products=None):

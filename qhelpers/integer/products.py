@@ -1,5 +1,5 @@
-"""Exact sums of products of integer codes, three ways: by integers, by BLAS, and as CPUs without
-VNNI compute them, which saturate.
+"""Sums of products of integer codes, three ways: exact by integers, exact by BLAS, and saturating,
+as CPUs without VNNI compute them.
 
 Each of the three takes a weight, int8 of shape (out, k), the zero point of the inputs and their
 last code, and returns a function. It takes rows of input codes, uint8 of shape (n, k), and returns
@@ -20,8 +20,8 @@ def by_integers(weight, zero_point, quant_max):
 def by_blas(weight, zero_point, quant_max):
     """A product of float matrices that hold integers, exact and fast; accumulators as floats.
 
-    In float32 where no sum on the way can exceed 2**24, below which it holds every integer, and
-    in float64 elsewhere.
+    In float32 where no intermediate sum can exceed 2**24, up to which it holds every integer, and
+    in float64 otherwise.
     """
     dtype = np.float32 if largest_sum(weight, quant_max) <= 2**24 else np.float64
     columns = np.ascontiguousarray(weight.T, dtype)
@@ -61,11 +61,10 @@ def saturating(weight, zero_point, quant_max):
 
 
 def largest_sum(weight, quant_max):
-    """Return the largest size that a sum of products can have, on the way or at the end.
+    """Return the largest absolute value of a sum of products, intermediate sums included.
 
-    It is what the codes 0..quant_max can make of these weights: those that pull one way at
-    quant_max, the others at 0. To take off the zero point, which is one of the codes, makes no
-    sum larger.
+    A sum is largest where all weights of one sign meet the code quant_max, and the others 0.
+    Subtracting the zero point makes no sum larger, because it is one of the codes.
     """
     up = weight.clip(min=0).sum(axis=1, dtype=np.int64)
     down = -weight.clip(max=0).sum(axis=1, dtype=np.int64)
@@ -73,7 +72,7 @@ def largest_sum(weight, quant_max):
 
 
 def pairs_that_can_saturate(weight, quant_max):
-    """Return which pairs of neighbouring weights can leave int16, bool of shape (out, pairs)."""
+    """Return for which pairs of weights the sum can exceed int16, bool of shape (out, pairs)."""
     pairs = np.pad(weight.astype(np.int32), ((0, 0), (0, weight.shape[1] % 2)))
     pairs = pairs.reshape(len(weight), -1, 2)
     up = quant_max * pairs.clip(min=0).sum(axis=2)

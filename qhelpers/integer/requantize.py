@@ -4,9 +4,9 @@ fixed point, without a float.
 Each of the seven takes a layer (`Linear` or `Conv2d` of qhelpers.integer.layers), with s_x and s_w
 the scales of its inputs and weights, b its bias, s_y and z_y the scale and zero point of its
 outputs, and returns a function. It takes accumulators of shape (n, out), which it may overwrite,
-and returns the codes before they are clipped. What is computed once, when the layer is made
-ready, stands outside that function. Which of the three of oneDNN is torch's on a CPU,
-`engine_arithmetic` of qhelpers.torch_ao tells.
+and returns the codes before they are clipped. What is the same for all accumulators is computed
+once, outside that function. There are three for oneDNN; `engine_arithmetic` of qhelpers.torch_ao
+tells which of them torch uses on this CPU.
 
 The order of operations was found by comparing with their kernels, code by code (test_integer,
 test_integer_onnx).
@@ -53,7 +53,7 @@ def qnnpack(layer):
 
 
 def rounded(total, multiplier, zero_point):
-    """Return round(total * multiplier) + zero_point, in the place of total, float32."""
+    """Return round(total * multiplier) + zero_point, in float32; overwrites `total`."""
     total *= multiplier
     np.rint(total, out=total)
     total += np.float32(zero_point)
@@ -64,8 +64,8 @@ def onednn(layer):
     """round((acc * s_x s_w + b) * (1 / s_y) + z_y) in float32: the zero point comes before the
     rounding.
 
-    Of s_x, and of s_w where the layer is Linear, torch hands over the reciprocal, and it is
-    inverted again.
+    torch passes the reciprocal of s_x, and for Linear also that of s_w, which oneDNN inverts
+    again.
     """
     input_scale, weight_scale = inverted_again(layer)
     scale = input_scale * weight_scale
@@ -98,7 +98,7 @@ def inverted_again(layer):
 
 
 def onednn_ending(layer, scaled, divides=False):
-    """Return what adds the bias to `scaled(acc)` and turns the sum into codes."""
+    """Return the function that adds the bias to `scaled(acc)` and turns the sum into codes."""
     reciprocal, zero_point = ONE / layer.after.scale, layer.after.zero_point
     operation, factor = (np.divide, ONE / reciprocal) if divides else (np.multiply, reciprocal)
 

@@ -1,4 +1,4 @@
-"""Post-training quantization of the reader's own model."""
+"""Post-training quantization of your own model."""
 
 from qhelpers.ptq.model import load_quantized, quantize_model
 

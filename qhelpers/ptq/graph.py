@@ -1,4 +1,4 @@
-"""The graph of a model: tracing it, folding BatchNorm, and putting codes where numbers go."""
+"""The graph of a model: tracing it, folding BatchNorm, and inserting quantized modules."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ LAYERS = (nn.Linear, nn.Conv2d)
 BATCH_NORMS = {nn.Linear: (nn.BatchNorm1d, fuse_linear_bn_eval),
                nn.Conv2d: (nn.BatchNorm2d, fuse_conv_bn_eval)}  # fmt: skip
 RELUS = (nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_")
-# These pass codes on as they are.
+# These make no new numbers, so codes stay codes.
 KEEP_CODES = RELUS + (
     (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
     + (functional.max_pool2d, torch.max_pool2d, torch.flatten, functional.dropout)
@@ -22,11 +22,11 @@ KEEP_CODES = RELUS + (
 # These make new numbers, which are quantized again.
 AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d,
            functional.adaptive_avg_pool2d)  # fmt: skip
-NO_NUMBERS = ("size", "dim", getattr)  # shapes, which reshape needs
+NO_NUMBERS = ("size", "dim", getattr)  # these return shapes, which reshape needs
 
 
 def traced(model):
-    """Return the torch.fx.GraphModule of a model, or raise RuntimeError where it has none."""
+    """Return the torch.fx.GraphModule of a model; raise RuntimeError if tracing fails."""
     try:
         return fx.symbolic_trace(model)
     except Exception as error:  # whatever the model's own code raises when it is traced
@@ -45,7 +45,10 @@ def is_one_of(graph, node, kinds):
 
 
 def fold_batch_norms(graph):
-    """Fold each BatchNorm into the layer whose output it alone takes, if that is used once."""
+    """Fold each BatchNorm into the layer before it.
+
+    Only where both are called once, and nothing else takes the layer's output.
+    """
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         for layer_class, (norm_class, fuse) in BATCH_NORMS.items():
@@ -61,9 +64,9 @@ def fold_batch_norms(graph):
 
 
 class Inserter:
-    """Walks through a graph, puts quantized layers and activations into it, and notes what isn't.
+    """Walks through a graph, and inserts quantized layers and activations.
 
-    in_codes: the nodes whose numbers are codes. kept_in_float: the nodes that stay in floats.
+    in_codes: the nodes whose output is quantized. kept_in_float: the nodes that can't be.
     """
 
     def __init__(self, graph, choices):
@@ -86,7 +89,7 @@ class Inserter:
                 self.kept_in_float.append(node)
 
     def quantize_layer(self, node):
-        """Quantize a layer, what it takes, and what it or the ReLU after it returns."""
+        """Quantize a layer, its input, and its output, or that of the ReLU after it."""
         again = is_one_of(self.graph, node, (QuantizedLayer,))  # a layer that is called twice
         name = node.name if again else node.target
         if node.args[0] not in self.in_codes:
@@ -100,7 +103,7 @@ class Inserter:
         self.in_codes.add(node)
 
     def quantize_after(self, node, name):
-        """Let what `node` returns pass through codes."""
+        """Quantize the output of a node."""
         activation = self.choices.activation(name)
         self.in_codes.add(node)
         if activation is None:  # left in floats on purpose
@@ -114,7 +117,7 @@ class Inserter:
 
 
 def named(node):
-    """Return a name for a node that a reader finds in the model."""
+    """Return a name by which a reader finds a node in the model."""
     if node.op == "call_module":
         return node.target
     return f"{node.name} ({getattr(node.target, '__name__', node.target)})"

@@ -1,5 +1,5 @@
 """The modules of a quantized model: layers that hold their weights as codes, and activations that
-pass through codes. Both compute in floats, with the numbers that the codes stand for."""
+are rounded to codes. Both compute in floats, with the numbers that the codes stand for."""
 
 import copy
 
@@ -22,8 +22,8 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
 
     granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
         make a group; a row is all the weights of a channel.
-    moments: InputMoments of the layer, for the strategy "output-mse"; without them it takes
-        min-max.
+    moments: InputMoments of the layer, for the strategy "output-mse"; without them min-max is
+        used.
     scale has the shape (), (channels, 1) or (channels, groups).
     """
     rows = weight.detach().numpy().reshape(len(weight), -1)
@@ -54,8 +54,8 @@ class QuantizedLayer(nn.Module):
 
     Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
     For the strategy "output-mse" and for `bias_correction` it must see inputs before that, while
-    it is `observing`. Bias correction takes off the bias by how much the output has changed, on
-    the mean, since the first pass, in which the network computed in floats.
+    it is `observing`. Bias correction subtracts from the bias the mean change of the output since
+    the first pass, in which the network computed in floats.
     """
 
     def __init__(self, layer, bits, strategy, granularity, bias_correction=False):
@@ -72,7 +72,7 @@ class QuantizedLayer(nn.Module):
             self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
         self.new_moments = lambda: InputMoments(layer)
         self.observing, self.passes = False, []  # InputMoments of each pass through the data
-        del self.layer.weight  # no longer a parameter: `forward` puts the one in use there
+        del self.layer.weight  # no longer a parameter: `forward` sets the one in use
 
     @property
     def watches(self):
@@ -112,13 +112,12 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedActivation(nn.Module):
-    """A place where activations pass through codes, one scale for all.
+    """Quantizes and dequantizes activations, with one scale for all.
 
     The codes are 0..2**bits-1, or with `reduce_range` those of one bit less.
 
-    It passes on what it gets until `freeze`, and shows it to an observer while `observing`;
-    then it quantizes and dequantizes. With the strategy "dynamic" the range is that of each
-    batch.
+    Until `freeze` it returns its input unchanged, and shows it to an observer while `observing`.
+    With the strategy "dynamic" the range is that of each batch.
     """
 
     def __init__(self, bits, strategy, reduce_range=False):

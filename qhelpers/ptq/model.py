@@ -1,4 +1,4 @@
-"""Post-training quantization of the reader's own model: trace, observe, calibrate, convert."""
+"""Post-training quantization of your own model: trace, observe, calibrate, convert."""
 
 import copy
 import warnings
@@ -34,23 +34,23 @@ def quantize_model(
     """Return a quantized copy of `model`, a QuantizedModel; `model` stays as it is.
 
     model: nn.Module on the CPU whose weights are in Linear and Conv2d layers. BatchNorm after
-        one of them is folded into it, ReLU after it is fused with it. What else is in the model
-        computes in floats, is listed in the result's `kept_in_float`, and in a UserWarning.
-    calibration_batches: iterable of inputs, float tensors; of pairs, the first is taken. It may
-        be empty where no option needs it: with activations in floats or "dynamic".
+        one of them is folded into it, ReLU after it is fused with it. Everything else computes
+        in floats, and is listed in the result's `kept_in_float` and in a UserWarning.
+    calibration_batches: iterable of float tensors, or of pairs whose first is one. It may be
+        empty where no option needs it: with activations in floats or "dynamic".
     weight_bits: from 2 to 16. activation_bits: from 1 to 16, or None to keep them in floats.
-    weight_strategy: "min-max", "mse", or "output-mse": the ranges that change the variance of a
-        layer's output least, on the calibration batches.
+    weight_strategy: "min-max", "mse", or "output-mse": the ranges whose error in the layer's
+        output has the least variance, on the calibration batches.
     activation_strategy: "min-max", "percentile", "mse", "kl", "cross-entropy" (for logits, so
         only in `per_layer`), or "dynamic": min-max of each batch that is computed, without
         calibration.
     granularity: of the weights: "per tensor", "per channel", or the size of a group.
-    bias_correction: take the mean change of a layer's output, on the calibration batches, off
-        its bias.
+    bias_correction: subtract the mean change of a layer's output, on the calibration batches,
+        from its bias.
     reduce_range: use one bit less of the activations' codes. (torch's default_qconfig chooses
-        scale and zero point so, but lets the codes run to 255.)
-    per_layer: options of these for single layers by name, as {"fc2": {"weight_bits": 4}}. The
-        name "input" stands for the model's input.
+        scale and zero point this way, too, but lets the codes run to 255.)
+    per_layer: other values of the options above for single layers, by name, such as
+        {"fc2": {"weight_bits": 4}}. The name "input" stands for the model's input.
     layer_after_layer: calibrate each layer on the outputs of the quantized layers before it.
 
     Raises TypeError or ValueError for arguments other than these, RuntimeError where torch.fx
@@ -75,7 +75,7 @@ def quantize_model(
 def unfrozen(model, options, per_layer):
     """Return a QuantizedModel that computes in floats until its modules are frozen.
 
-    Warns of a model in training mode, and of what isn't quantized.
+    Warns if the model is in training mode, and if something in it isn't quantized.
     """
     if model.training:
         warnings.warn("model is in training mode; it is quantized as in evaluation mode",
@@ -97,9 +97,9 @@ def inputs_of(batch):
 
 @torch.no_grad()
 def calibrate(quantized, batches, layer_after_layer):
-    """Show the batches to the modules that watch them, and let all quantize.
+    """Let the modules observe the batches, then freeze them, so that they quantize.
 
-    layer_after_layer: then show them to each of them again, once all before it quantize.
+    layer_after_layer: each module observes the batches again, once all before it are frozen.
     """
     modules = quantizing_modules(quantized.graph)
     watching = [module for module in modules if module.watches]
@@ -120,7 +120,7 @@ def quantizing_modules(graph):
 
 
 def show(batches, modules, quantized):
-    """Run the batches, and let these modules observe what they get."""
+    """Run the model on the batches while these modules observe their inputs."""
     for module in modules:
         module.observe()
     for batch in batches:
@@ -132,7 +132,7 @@ def show(batches, modules, quantized):
 class TracedModel(nn.Module):
     """A model whose modules were replaced in its torch.fx graph.
 
-    `graph` computes. `kept_in_float` names what is not quantized.
+    `graph` is the GraphModule that computes. `kept_in_float` names what is not quantized.
     """
 
     def __init__(self, graph, kept_in_float, options, per_layer):
@@ -160,15 +160,15 @@ class QuantizedModel(TracedModel):
 
     def set_extra_state(self, state):
         if state != self.get_extra_state():
-            raise ValueError("the file is of a model that was quantized with other options: "
-                             f"{state}, and this one is {self.get_extra_state()}")  # fmt: skip
+            raise ValueError("the file holds a model that was quantized with other options: "
+                             f"{state}, not {self.get_extra_state()}")  # fmt: skip
 
 
 def load_quantized(model, path):
     """Return the QuantizedModel whose `state_dict` was saved at `path`.
 
-    model: the float model that was quantized, or one with the same layers; its weights and
-        those of the file needn't be the same.
+    model: the float model that was quantized, or one with the same layers; its weights
+        are not used.
     """
     state = torch.load(path, weights_only=True)
     options = state["_extra_state"]

@@ -12,7 +12,7 @@ from qhelpers.ptq.layers import (
 
 
 class Choices:
-    """The options for each layer, checked: those of all, changed by those of the single layer."""
+    """The checked options of each layer: those for all layers, overridden by its own."""
 
     def __init__(self, graph, options, per_layer):
         self.options, self.per_layer = options, per_layer
@@ -23,7 +23,7 @@ class Choices:
             if name not in ("input", *layers):
                 raise ValueError(f"per_layer names {name!r}; the layers are {['input', *layers]}")
             for option in set(changed) - set(options):
-                raise ValueError(f"per_layer has the option {option!r}; there are {[*options]}")
+                raise ValueError(f"per_layer has the option {option!r}; it may have {[*options]}")
 
     def of(self, name):
         chosen = self.options | self.per_layer.get(name.removeprefix("before_"), {})

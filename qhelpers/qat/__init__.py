@@ -1,4 +1,4 @@
-"""Quantization-aware training: fake quantization, and the reader's own model prepared for it."""
+"""Quantization-aware training: fake quantization, and how your own model is prepared for it."""
 
 from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
 from qhelpers.qat.model import prepare_qat

@@ -9,9 +9,10 @@ from torch import nn
 class StraightThrough(torch.autograd.Function):
     """x rounded to codes and back, with the gradients of the straight-through estimator.
 
-    To x the gradient passes as if nothing had been rounded, and is 0 where the code was clipped:
-    torch's rule. To the scale it is that of LSQ: code - zero_point - x / scale where x / scale
-    lies between quant_min - zero_point and quant_max - zero_point, code - zero_point beyond.
+    The gradient of x is computed as if nothing had been rounded, and is 0 where the code was
+    clipped, as in torch. The gradient of the scale is that of LSQ: code - zero_point - x / scale
+    where x / scale lies between quant_min - zero_point and quant_max - zero_point, and
+    code - zero_point beyond.
     Source: Bengio et al. 2013 (for a threshold); Esser et al. 2020, equation 3.
     """
 
@@ -57,9 +58,9 @@ class FakeQuantize(nn.Module):
     observer: one of qhelpers' observers, or None where scale and zero_point are given and fixed.
     observing: whether the observer watches. It does so in training mode only; torch.ao's
         watches in evaluation, too.
-    quantizing: whether anything is quantized; where not, x is returned.
+    quantizing: whether x is quantized or returned as it is.
 
-    Raises RuntimeError where it is to quantize before it has seen data.
+    Raises RuntimeError where it has to quantize before it has seen data.
     Source: Jacob et al. 2018, section 3.
     """
 
@@ -99,8 +100,8 @@ class LearnedStepSize(FakeQuantize):
         it stays positive; the paper trains the scale itself.
 
     The first axis of its input is that of a weight's channels or of a batch's images. The
-    gradient of the scale is divided by the root of how many numbers each of them has, times
-    quant_max. Source: Esser et al. 2020, sections 2.1 and 2.2.
+    gradient of the scale is divided by sqrt(n * quant_max), where n is how many numbers one
+    channel or one image has. Source: Esser et al. 2020, sections 2.1 and 2.2.
     """
 
     def __init__(self, scale, zero_point, quant_min, quant_max):

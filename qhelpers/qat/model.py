@@ -1,4 +1,4 @@
-"""Quantization-aware training of the reader's own model: prepare, train, convert."""
+"""Quantization-aware training of your own model: prepare, train, convert."""
 
 import copy
 import math
@@ -34,15 +34,16 @@ def prepare_qat(
     Train it as any other, then take its `convert()`. `model` stays as it is.
 
     method: how the scales are found while the weights are trained.
-        "ste": by min-max, of the weights as they are, and of a moving average of activations.
-        "frozen": by squared error, before training; then they stay.
-        "lsq": they start like those, and are trained.
-    calibration_batches: what finds the scales at the start, as in `quantize_model`.
+        "ste": by min-max of the current weights, and a moving average of that of activations.
+        "frozen": by least squared error before training; then they stay.
+        "lsq": they start as with "frozen", and are trained, too.
+    calibration_batches: the inputs that the first scales are computed from, as in
+        `quantize_model`.
     per_layer: weight_bits, activation_bits and granularity of single layers, by name.
 
     The other arguments, the layers that are quantized, the warnings and errors are those of
-    `quantize_model`, and ValueError where `method` is none of these. A BatchNorm that follows a
-    layer is folded into it before training, so that its statistics stay.
+    `quantize_model`; ValueError is also raised where `method` is none of these. A BatchNorm that
+    follows a layer is folded into it before training, so its statistics don't change any more.
     Source: Jacob et al. 2018, section 3; Esser et al. 2020 for "lsq".
     """
     if method not in METHODS:
@@ -125,7 +126,7 @@ class TrainedLayer(nn.Module):
 
 
 def trained_activation(quantized, method):
-    """Return what trains in the place of a QuantizedActivation."""
+    """Return the module that takes the place of a QuantizedActivation during training."""
     if method == "lsq":
         return LearnedStepSize(quantized.scale, quantized.zero_point, 0, quantized.top)
     observer = None
@@ -152,7 +153,7 @@ class QATModel(TracedModel):
     """
 
     def observe(self, observing):
-        """Let the observers of "ste" watch in training mode, or let the scales stay."""
+        """Switch the observers of "ste" on or off; without them the scales stay as they are."""
         for module in self.graph.modules():
             if isinstance(module, FakeQuantize) and module.observer is not None:
                 module.observing = observing

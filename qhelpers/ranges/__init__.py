@@ -1,4 +1,4 @@
-"""Which real numbers should the codes cover? Range strategies, and how they search."""
+"""Which real numbers should the codes cover? Range strategies, and the search they share."""
 
 from qhelpers.ranges.strategies import (
     cross_entropy_range,

@@ -6,13 +6,13 @@ fraction. The bins are the same for all data, so that histograms of batches can 
 
 import numpy as np
 
-EXACT = 2**14  # so many numbers stand for themselves
+EXACT = 2**14  # up to so many numbers no bins are needed
 CHUNK = 2**20  # numbers worked on at a time
 FINENESS = 8  # bits of the fraction: 2**8 bins from each power of two to the next
 
 
 def bin_counts(params, fineness=FINENESS):
-    """Return how many numbers of a float array are in each bin, of its type's 2**k bins."""
+    """Return how many numbers of a float array are in each of the 2**k bins of its type."""
     pattern, dropped = np.dtype(f"u{params.dtype.itemsize}"), dropped_bits(params.dtype, fineness)
     counts = np.zeros(2 ** (8 * params.dtype.itemsize - dropped), np.intp)
     for chunk in chunks(params):
@@ -21,7 +21,7 @@ def bin_counts(params, fineness=FINENESS):
 
 
 def middles(counts, dtype, fineness=FINENESS):
-    """Return in float64 the middle of each bin that isn't empty, and its count."""
+    """Return the middle of each bin that isn't empty, in float64, and its count."""
     pattern, dropped = np.dtype(f"u{np.dtype(dtype).itemsize}"), dropped_bits(dtype, fineness)
     bins = np.flatnonzero(counts)
     numbers = (bins.astype(pattern) << dropped) + pattern.type(1 << (dropped - 1))
@@ -29,9 +29,9 @@ def middles(counts, dtype, fineness=FINENESS):
 
 
 def histogram(params):
-    """Return in float64 numbers that stand for those of `params`, and how many each.
+    """Return float64 values that represent the numbers of `params`, and the count of each.
 
-    Up to EXACT numbers stand for themselves; of more, the middle of each bin for the bin.
+    Up to EXACT numbers represent themselves; more are represented by the middles of their bins.
     """
     if params.size <= EXACT:
         return np.unique(params.astype(np.float64), return_counts=True)
@@ -41,7 +41,7 @@ def histogram(params):
 
 
 def chunks(array):
-    """Yield the numbers of an array, CHUNK at a time, so that what is made of them stays small."""
+    """Yield the numbers of an array, CHUNK at a time, so that temporary arrays stay small."""
     flat = np.ravel(array)
     for start in range(0, flat.size, CHUNK):
         yield flat[start : start + CHUNK]

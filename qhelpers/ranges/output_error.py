@@ -1,4 +1,4 @@
-"""Weight ranges that change a layer's output least, on the inputs it gets when calibrated."""
+"""Weight ranges that change a layer's output least, on its calibration inputs."""
 
 import copy
 
@@ -51,11 +51,11 @@ class InputMoments:
 
 
 def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
-    """Return the high ends of symmetric ranges, which change the variance of the output least.
+    """Return the high ends of the symmetric ranges whose output error has the least variance.
 
     With w the weights of a channel, v what is left of them after quantizing, and C the
     covariance of the inputs, the error of the output has the variance (w - v)' C (w - v). Its
-    mean doesn't count, because the bias can take it up.
+    mean doesn't count, because the bias can correct it.
 
     weight: float32 tensor, its first axis the output channels.
     moments: InputMoments of the layer.
@@ -88,7 +88,7 @@ def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
 
 
 def least(error, steps, start):
-    """Return, of start + step for each step, where `error` is least, number by number."""
+    """Return the start + step with the least error, chosen for each number separately."""
     best, least_error = start, torch.inf
     for step in steps:
         tried = error(start + step)

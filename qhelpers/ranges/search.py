@@ -11,10 +11,10 @@ first = itemgetter(0)
 
 
 def search(loss, low, high, shortest, rungs=16):
-    """Return the (low, high) with the least loss: of a coarse grid, then of finer ones.
+    """Return the (low, high) with the least loss in a coarse grid and then in finer ones.
 
     The finer grids surround the STARTS best of the coarse one, because the loss has many
-    valleys: one wherever numbers come to lie on levels. Of equals the widest is returned.
+    valleys: one wherever numbers come to lie on levels. Of equally good ranges the widest wins.
     """
     lows, highs = ladder(low, shortest, rungs), ladder(high, shortest, rungs)
     starts = sorted(candidates(loss, lows, highs), key=first)[:STARTS]
@@ -22,7 +22,7 @@ def search(loss, low, high, shortest, rungs=16):
 
 
 def candidates(loss, lows, highs):
-    """Yield (loss, low, high) for each range between the two grids."""
+    """Yield (loss, low, high) for each low < high of the two grids."""
     for low, high in itertools.product(lows, highs):
         if low < high:
             yield loss(low, high), low, high
@@ -37,7 +37,7 @@ def zoom(loss, lows, highs, best):
 
 
 def ladder(end, shortest, rungs):
-    """Return candidates from `end` to 0: `rungs` in equal ratios as far as `shortest`, then 0."""
+    """Return candidates from `end` to 0: `rungs` at equal ratios down to `shortest`, then 0."""
     if end == 0:
         return np.zeros(1)
     if abs(end) <= shortest:

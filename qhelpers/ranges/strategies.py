@@ -1,4 +1,4 @@
-"""Range strategies: which real numbers should the codes cover? Each answers (low, high)."""
+"""Range strategies: which real numbers should the codes cover? Each returns (low, high)."""
 
 from itertools import repeat
 
@@ -29,7 +29,7 @@ def percentile_range(params, percentile=99.99, *, counts=None):
     params: array or tensor of finite real numbers, any shape.
     percentile: over 50, at most 100, which is min-max.
     counts: how often each of `params` occurs, an array of its shape; once by default. With
-        counts the percentiles are numbers of `params`, without they may lie between two.
+        counts both ends are numbers of `params`; without, they may lie between two of them.
     Raises TypeError or ValueError for anything else.
     Source: Wu et al. 2020, section 3.
     """
@@ -53,7 +53,7 @@ def mse_range(params, bits, *, symmetric=False, narrow_range=True, counts=None):
     symmetric, narrow_range: search for `symmetric_quantization`, so that low = -high.
     counts: how often each of `params` occurs, an array of its shape; once by default.
 
-    The ranges tried lie within min-max and hold 0.
+    Only ranges that lie within min-max and include 0 are tried.
     Raises TypeError or ValueError for anything else.
     Source: Nagel et al. 2021, section 3.1.
     """
@@ -143,21 +143,22 @@ def kl_range(params, bits, *, counts=None):
 
 
 def kl_divergence(counts, kept, levels):
-    """Return the KL divergence from clipping a histogram to its first `kept` bins to merging
-    these bins into `levels` codes, in nats."""
+    """Return the KL divergence, in nats, between a histogram clipped to its first `kept` bins
+    and the same bins merged into `levels` codes."""
     before = counts[:kept].astype(np.float64)
     before[-1] += counts[kept:].sum()  # what is clipped lands in the last bin
     filled = before > 0
     code = np.arange(kept) * levels // kept
     sums = np.bincount(code, counts[:kept])
-    after = (sums / np.maximum(np.bincount(code, filled), 1))[code]  # evenly over filled bins
+    # The count of a code is spread evenly over its filled bins.
+    after = (sums / np.maximum(np.bincount(code, filled), 1))[code]
     p, q = before[filled] / before.sum(), after[filled] / max(1, after[filled].sum())
-    with np.errstate(divide="ignore"):  # only clipped values in the last bin: infinitely far
+    with np.errstate(divide="ignore"):  # infinite if the last bin has only clipped values
         return np.sum(p * np.log(p / q))
 
 
 def span(params, name="params"):
-    """Return in float64 the ends of `params`, widened to hold 0, and the farther one's size."""
+    """Return (low, high, unit), float64: the ends, widened to include 0, and the larger |end|."""
     low, high = finite_ends(params, name)
     low, high = min(np.float64(low), 0.0), max(np.float64(high), 0.0)
     return low, high, max(-low, high)

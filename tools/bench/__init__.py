@@ -1,1 +1,1 @@
-"""How fast the course's code is, beside plain loops, PyTorch's kernels and a naive search."""
+"""How fast the course's code is, next to plain loops, PyTorch's kernels and a naive search."""

@@ -18,8 +18,8 @@ from tools.bench.comparison import OURS
 from tools.notebooks import BUILD, replace
 
 HEADER = (
-    "| task | size | ours, ms | fastest to slowest | beside | ms | fastest to slowest "
-    "| speed-up | goal | MB beside input and output |\n"
+    "| task | size | ours, ms | fastest to slowest | compared with | ms | fastest to slowest "
+    "| speed-up | goal | MB besides input and output |\n"
     "| --- | --: | --: | --- | --- | --: | --- | --: | --: | --: |\n"
 )
 
@@ -87,7 +87,7 @@ def draw(comparisons):
             ax.set(title=task, xscale="log", yscale="log", xlabel=of_task[0].unit)
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
             ax.yaxis.set_minor_locator(NullLocator())
-            ax.legend(fontsize="small", title="beside")
+            ax.legend(fontsize="small", title="compared with")
         axes[0, 0].set_ylabel("times as fast")
     return figure
 

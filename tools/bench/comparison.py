@@ -11,10 +11,10 @@ OURS = "ours"
 class Comparison:
     """Times of functions that took turns.
 
-    task: what they did. size, unit: to how many of what.
+    task: what was timed. size, unit: on how many of what, such as 1000 images.
     times: the seconds of each round, by the function's name; OURS is one of them.
     goals: how many times as fast as a rival ours should be, by the rival's name.
-    peak: the most bytes that ours took at a time, beside its input and its output, or None.
+    peak: the most bytes that ours took at a time, besides its input and its output, or None.
     """
 
     task: str
@@ -36,7 +36,7 @@ class Comparison:
 
 
 def peak_of(function, argument, output_bytes):
-    """Return the most bytes that a function takes at a time, beside its input and its output."""
+    """Return the most bytes that a function takes at a time, besides its input and its output."""
     tracemalloc.start()
     try:
         function(argument)

@@ -1,4 +1,4 @@
-"""The integer model beside torch's float32 network, its int8 kernels, and PT2E compiled."""
+"""The integer model compared with torch's float32 network, its int8 kernels, and PT2E compiled."""
 
 import shutil
 import time
@@ -47,7 +47,7 @@ def contestants(net, calibration):
 def compiled(net, images):
     """Return what torch.compile makes of the graph that PT2E converts.
 
-    It has 7 bits of activations, for CPUs without VNNI.
+    Its activations have 7 bits, for CPUs without VNNI.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86

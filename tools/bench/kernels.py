@@ -1,4 +1,4 @@
-"""Quantizing and dequantizing beside torch's kernels, which give the same numbers."""
+"""Quantizing and dequantizing compared with torch's kernels, which give the same numbers."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def comparisons(rounds=ROUNDS):
     for size, count in rounds.items():
         params = normal_numbers(size)
         if not np.array_equal(ours(params), by_torch(params)):
-            raise AssertionError(f"of {size:,} values, some are not torch's")
+            raise AssertionError(f"some of {size:,} values are not torch's")
         times = times_in_turn({OURS: ours, TORCH: by_torch}, params, count)
         peak = peak_of(ours, params, output_bytes=5 * size)  # a code and a float32 each
         yield Comparison("quantize and dequantize", size, "values", times, {TORCH: 1 / 1.2}, peak)

@@ -1,4 +1,4 @@
-"""`train` and `test` beside the loops of the original notebook."""
+"""`train` and `test` compared with the loops of the original notebook."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ PLAIN = "DataLoader loop"
 
 
 def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000), rounds=5):
-    """Train for so many iterations, test on so many images. `data` must be MNIST."""
+    """Yield a comparison for each number of iterations and of images. `data` must be MNIST."""
     loader, test_set = plain_loader(plain_set(train=True)), plain_set(train=False)
     for count in iterations:
         functions = {
@@ -46,7 +46,7 @@ def new():
 
 
 def silenced(functions):
-    """The functions without their progress bars, which are drawn all the same."""
+    """Return the functions with their output discarded; they still draw their progress bars."""
 
     def silently(function, argument):
         with (

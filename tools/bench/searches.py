@@ -1,4 +1,4 @@
-"""`mse_range` beside the same search over all values, and beside torch's histogram observer."""
+"""`mse_range` compared with the same search over all values and with torch's observer."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tools.bench.kernels import normal_numbers
 
 BITS = 4
 ROUNDS = {10**6: 15, 10**7: 9, 10**8: 5}
-GOALS = {10**6: 20, 10**7: 50}  # and so many values at most for the naive search
+GOALS = {10**6: 20, 10**7: 50}  # the naive search runs with these sizes only
 NAIVE, OBSERVER = "naive search", "torch's HistogramObserver"
 
 
@@ -34,18 +34,18 @@ def comparisons(rounds=ROUNDS, goals=GOALS):
             naive = {NAIVE: lambda params, found=found: found.append(naive_mse_range(params))}
             times |= times_in_turn(naive, params, 1, warm_up=False)
             if not same_answer(params, found[0]):
-                raise AssertionError(f"of {size:,} values, mse_range finds a worse range")
+                raise AssertionError(f"for {size:,} values mse_range finds a worse range")
         peak = peak_of(functions[OURS], params, output_bytes=0)
         yield Comparison("range of least squared error", size, "values", times, wanted, peak)
 
 
 def same_answer(params, naive):
-    """Whether `mse_range` finds a range that is as good, within 1 %."""
+    """Whether the error with `mse_range` is at most 1 % above that of the naive range."""
     return error_in(params, mse_range(params, BITS)) <= 1.01 * error_in(params, naive)
 
 
 def naive_mse_range(params):
-    """The search of `mse_range`, each error from all the values."""
+    """The search of `mse_range`, with each error computed from all the values."""
 
     def error(low, high):
         return error_in(params, (low, high))
