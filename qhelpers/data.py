@@ -43,7 +43,7 @@ class Data:
     test_labels: torch.Tensor
 
     def steps_per_epoch(self, batch_size):
-        """The batches in one epoch of MNIST, for the digits too: so both train equally long."""
+        """The batches in one epoch of MNIST, for the digits too: so that training takes as many steps on either."""
         return -(-MNIST_TRAINING_IMAGES // batch_size)
 
     def batches(self, batch_size, steps, seed=0):
@@ -142,10 +142,10 @@ def data_folder():
 
 
 def provide_file(raw):
-    """See to it that the MNIST file `raw` is there, whole and unchanged.
+    """Make sure that the MNIST file `raw` is there, whole and unchanged.
 
     A missing or damaged one is unpacked from the .gz beside it, which is downloaded where
-    it is missing or damaged too. Raises MNISTUnavailable where nothing helps.
+    it is missing or damaged too. Raises MNISTUnavailable if that fails, too.
     """
     packed = raw.with_name(raw.name + ".gz")
     try:
@@ -160,7 +160,7 @@ def provide_file(raw):
         download(packed)
         unpack(packed, raw)
     except (OSError, ValueError) as error:
-        # What the system says names the file. What requests says fills three lines.
+        # The system's message names the file; that of requests is three lines long.
         reason = error if getattr(error, "errno", None) else type(error).__name__
         raise MNISTUnavailable(
             f"{raw.name} {state} and could not be downloaded or unpacked ({reason})"
@@ -168,7 +168,7 @@ def provide_file(raw):
 
 
 def has_md5(path, md5):
-    """Whether there is a file at `path` with this MD5 sum."""
+    """Return whether there is a file at `path` with this MD5 sum."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -206,7 +206,7 @@ def unpack(packed, raw):
 
 
 def write_verified(chunks, path, md5):
-    """Write the chunks of bytes to `path`; raise ValueError where their MD5 sum is another."""
+    """Write the chunks of bytes to `path`; raise ValueError if their MD5 sum is wrong."""
     with whole_file(path) as part:
         with open(part, "wb") as file:
             file.writelines(chunks)

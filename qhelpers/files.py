@@ -23,10 +23,10 @@ def project_folder():
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Give a path to write to, and rename what stands there to `path` once it is finished.
+    """Yield a temporary path to write to; rename it to `path` once the block has finished.
 
-    Where the writing raises, `path` is left as it was. An OSError of the system, as for a full
-    disk, is raised again with the name of the file.
+    If writing fails, `path` is left as it was. A system error, such as a full disk, is raised
+    again with the file's name.
     """
     # A name of its own, so that two processes can write the same file at the same time.
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
@@ -46,7 +46,7 @@ def whole_file(path):
 
 
 def remove_abandoned_parts(path):
-    """Remove what killed processes left of `path`; what another is writing now is younger."""
+    """Remove what killed processes left of `path`; parts still being written are younger."""
     for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         with contextlib.suppress(OSError):  # another process removed it, or finished it
             if time.time() - part.stat().st_mtime > ABANDONED:

@@ -1,5 +1,5 @@
-"""What the course needs from torch.ao.quantization while it exists: an engine, its known warnings
-hidden, a quantized network, and the codes inside it."""
+"""What the course needs from torch.ao.quantization while it exists: choosing an engine, hiding
+known warnings, quantizing VerySimpleNet, and reading its codes."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ KNOWN_WARNINGS = (
 
 
 def has_torch_ao():
-    """Return whether this PyTorch has torch.ao.quantization; where it hasn't, print that."""
+    """Return whether this PyTorch has torch.ao.quantization; print a line if it doesn't."""
     try:
         import torch.ao.quantization  # noqa: F401
     except ImportError:
@@ -31,7 +31,7 @@ def has_torch_ao():
 
 
 def choose_engine():
-    """Make the first of ENGINES that this machine has torch's quantized engine; return its name.
+    """Set torch's quantized engine to the first of ENGINES available here; return its name.
 
     Raises RuntimeError where it has none of them.
     """
@@ -54,9 +54,9 @@ def quantize_by_torch(
 ):
     """Return a VerySimpleNet quantized by torch.ao: a sequence that computes in integers.
 
-    net: the trained VerySimpleNet. images: those to calibrate with. Ranges are min-max.
+    net: the trained VerySimpleNet. images: the calibration images. Ranges are min-max.
     engine: one of torch's quantized engines; it becomes the current one.
-    fused: let each layer and its ReLU be one.
+    fused: fuse each layer with its ReLU.
     granularity: of the weights, "per tensor" or "per channel".
     reduce_range: choose scale and zero point of the activations for 7 bits.
     """

@@ -1,4 +1,4 @@
-"""Training, testing, and training only what was not trained before."""
+"""Training, testing, and loading what was trained before."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ def train(
 
     An epoch is as many iterations as one pass through MNIST takes; the order of the images
     comes from `seed`. `total_iterations_limit`, where given, ends the training sooner.
-    The arithmetic is float64, in which every machine arrives at the same weights; the model
+    The arithmetic is float64, so that every machine gets the same weights; the model
     that comes out is float32, and in training mode.
     """
     iterations = epochs * data.steps_per_epoch(batch_size)

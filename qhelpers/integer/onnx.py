@@ -17,7 +17,7 @@ def integer_model_from_onnx(path, arithmetic="onnxruntime", products=None):
         MaxPool, Reshape and Flatten, from images to logits.
     arithmetic, products: as for IntegerModel.
 
-    Raises ValueError where the model is another, and names the node that doesn't fit.
+    Raises ValueError, which names the node that doesn't fit, for any other model.
     """
     import onnx
 
@@ -45,7 +45,7 @@ def layers_of(graph):
             if waiting is not None:
                 yield layer(*waiting, makers, constants, codes, new)
             elif codes not in (None, new):
-                raise ValueError(f"{node.name} quantizes codes again, to {new} from {codes}")
+                raise ValueError(f"{node.name} quantizes codes again, from {codes} to {new}")
             codes, waiting = new, None
         elif node.op_type in ("Gemm", "Conv") and codes is not None and waiting is None:
             waiting = node, given
