@@ -92,11 +92,11 @@ def train_or_load(model, data, epochs=1, *, batch_size=64, learning_rate=1e-3, s
     """Do what `train` does, or load the model that the same call trained before.
 
     Prints the same lines and returns the same losses either way. The trained model is kept
-    in `build/checkpoints` of the project. A file is taken only if all that decides about
-    the result is as it was: the model and its initial weights, the data set, the arguments,
-    this module's code, and torch's version. A file that is of another training, damaged, or
-    can't be read is refused with a warning. So is one that can't be written; the training
-    counts all the same.
+    in `build/checkpoints` of the project. A checkpoint is used only if everything that
+    determines the result is unchanged: the model and its initial weights, the sources of its
+    classes and of qhelpers, the training data, the arguments, and torch's version. One that
+    belongs to another training, is damaged, or can't be read is refused with a warning. If it
+    can't be written, a warning says so, and the training still counts.
     """
     options = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     key = checkpoint_key(model, data, options)
