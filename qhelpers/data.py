@@ -43,7 +43,7 @@ class Data:
     test_labels: torch.Tensor
 
     def steps_per_epoch(self, batch_size):
-        """The batches in one epoch of MNIST, for the digits too, so that both take as many steps."""
+        """The batches in one epoch of MNIST; for the digits, too, so that both take as many."""
         return -(-MNIST_TRAINING_IMAGES // batch_size)
 
     def batches(self, batch_size, steps, seed=0):
