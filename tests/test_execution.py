@@ -95,9 +95,7 @@ def test_a_user_s_own_settings_change_no_figure(project, tmp_path):
     settings = tmp_path / "ipython" / "profile_default" / "ipython_kernel_config.py"
     settings.parent.mkdir(parents=True)
     settings.write_text("c.InlineBackend.figure_formats = {'svg'}")
-    (tmp_path / "startup.py").write_text("print('good morning')")
-    own = {"IPYTHONDIR": str(tmp_path / "ipython"), "PYTHONSTARTUP": str(tmp_path / "startup.py")}
-    done = run(project, "run", "01", MPLBACKEND="Agg", **own)
+    done = run(project, "run", "01", MPLBACKEND="Agg", IPYTHONDIR=str(tmp_path / "ipython"))
     assert done.returncode == 0, done.stderr
     (cell,) = code_cells(nbformat.read(project / "build" / "01_good.ipynb", as_version=4))
     assert [set(output.data) for output in cell.outputs] == [{"image/png", "text/plain"}]

@@ -35,7 +35,6 @@ KERNEL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MPLBACKEND": "",
     "IPYTHONDIR": EMPTY,
-    "PYTHONSTARTUP": "",
 }
 CELL_TIMEOUT = 600  # seconds
 AT_ONCE = 2  # notebooks that run at the same time, each on one thread
@@ -171,7 +170,7 @@ async def execute(notebook, refresh, progress):
 
 
 def describe_figures(notebook):
-    """Give each figure the text below it as its alternative text, where the site and editors look for it."""
+    """Give each figure the text below it as its alternative text, which the site takes over."""
     text = None
     for cell in reversed(notebook.cells):
         if cell.cell_type == "markdown":
