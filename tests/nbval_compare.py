@@ -27,10 +27,11 @@ from nbval.plugin import IPyNbCell
 from qhelpers import choose_engine, load_data
 from qhelpers.optional_packages import install_arguments, missing_packages
 from qhelpers.torch_ao import ENGINES
+from tools.notebooks import KERNEL_ENVIRONMENT
 
-# The kernels inherit these: no progress bars, and numbers that don't depend on the cores.
-os.environ["TQDM_DISABLE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The kernels inherit these, but for the number of threads, which may be given.
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
+os.environ.update(KERNEL_ENVIRONMENT, OMP_NUM_THREADS=THREADS)
 
 NUMBER = re.compile(r"(?<![\w.])([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d)")
 BRACKETS = re.compile(r"[\[(][^][()]*[\])]")

@@ -1,240 +1,140 @@
-"""tools/site.py: a site whose links lead somewhere, with formulas, and without a network."""
+"""tools/site: what it makes of small notebooks, and the whole site in a real browser."""
 
-import functools
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from math_core import LatexError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools.notebooks import replace
-from tools.site import pages
+from tools.site import build, index, page
 
 PATHS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-STEMS = [path.stem for path in PATHS]
-NAMES = [f"{stem}.html" for stem in STEMS]
 BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+OPENING = """# {title}
+
+[![Colab](https://example.org/badge.svg)](https://example.org)
+[![Binder](https://example.org/badge.svg)](https://example.org)
+
+See [two](02_b.ipynb), [seven](07_c.ipynb) and [all](../README.md).
+"""
+README = "\n".join(
+    f"| [{stem}](notebooks/{stem}.ipynb) | [![](x.svg)](x) | learn {stem} | {seconds} s |"
+    for stem, seconds in (("01_a", 10), ("02_b", 20), ("05_e", 50))
 )
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The folder of the site, made of the notebooks as they are committed."""
-    folder = tmp_path_factory.mktemp("site")
-    notebooks = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
-    for name, text in pages(notebooks).items():
-        replace(folder / name, text)
-    return folder
-
-
-def faults(folder, name):
-    """What is wrong with a page, one word for each kind."""
-    text = (folder / name).read_text(encoding="utf-8")
-    page = BeautifulSoup(text, "html.parser")
-    found = set()
-    if len(set(ids(folder / name))) < len(ids(folder / name)):
-        found.add("id")
-    if any(dead(folder, name, element["href"]) for element in page.select("a[href]")):
-        found.add("link")
-    sources = [element.get("src", "") for element in page.select("[src]")]
-    sources += [element.get("href", "") for element in page.select("link")]
-    if page.select("script") or any(not source.startswith("data:") for source in sources):
-        found.add("source")
-    styles = " ".join(element.text for element in page.select("style"))
-    if re.search(r"@import|url\((?!['\"]?data:)", styles):
-        found.add("style")
-    if not page.select("h1") or (name != "index.html" and not page.select("math")):
-        found.add("empty")
-    for element in page.select("pre, code, style"):
-        element.decompose()
-    if re.search(r"\$|\\[a-zA-Z]", page.text):
-        found.add("latex")
-    return found
-
-
-def dead(folder, name, address):
-    """Does this link on a page lead nowhere on the site?"""
-    parts = urlsplit(address)
-    if parts.scheme in ("http", "https"):
-        return False
-    target = folder / (parts.path or name)
-    if not target.is_file():
-        return True
-    return bool(parts.fragment) and unquote(parts.fragment) not in ids(target)
-
-
-@functools.cache
-def ids(path):
-    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-    return [element["id"] for element in page.select("[id]")]
-
-
-def test_the_index_has_the_notebooks_in_order_with_title_opening_and_time(built):
-    index = BeautifulSoup((built / "index.html").read_text(encoding="utf-8"), "html.parser")
-    assert [link["href"] for link in index.select("h2 a")] == NAMES
-    assert [link.text[:2] for link in index.select("h2 a")] == [f"{n}." for n in range(1, 7)]
-    openings = [[item.text for item in found.select("li")] for found in index.select("ul")]
-    for able, need, takes in openings:
-        assert able.startswith("You will be able to ") and need.startswith("You need ")
-        assert takes.startswith("Running it takes ")
-    assert len(re.findall(r"\d+ seconds", index.text)) == len(NAMES)
-
-
-@pytest.mark.parametrize("name", ["index.html", *NAMES])
-def test_pages_are_whole(built, name):
-    assert faults(built, name) == set()
-
-
-SPOIL = {
-    "id": '<p id="here">',
-    "link": '<a href="02_range.ipynb">',
-    "link ": '<a href="#nowhere">',
-    "link  ": '<a href="other.html#nowhere">',
-    "source": '<script src="https://cdnjs.cloudflare.com/mathjax.js"></script>',
-    "source ": '<img src="http://example.org/badge.svg">',
-    "source  ": '<link rel="stylesheet" href="https://example.org/style.css">',
-    "style": "<style>@import 'https://example.org/style.css'</style>",
-    "latex": "<p>the scale $s$</p>",
-    "latex ": r"<p>the scale \alpha</p>",
-}
-WHOLE = '<h1 id="here">A</h1><code>$s \\alpha$</code><a href="#here">B</a><math><mi>s</mi></math>'
-
-
-@pytest.mark.parametrize("kind", SPOIL)
-def test_each_fault_is_found(tmp_path, kind):
-    replace(tmp_path / "other.html", WHOLE)
-    assert faults(tmp_path, "other.html") == set()
-    replace(tmp_path / "spoiled.html", WHOLE + SPOIL[kind])
-    assert faults(tmp_path, "spoiled.html") == {kind.strip()}
-
-
-def test_a_page_without_formulas_is_found(tmp_path):
-    replace(tmp_path / "page.html", "<h1>Title</h1>")
-    assert faults(tmp_path, "page.html") == {"empty"}
-
-
-@pytest.mark.parametrize("path", PATHS, ids=STEMS)
-def test_every_heading_is_in_the_contents_and_every_formula_on_the_page(built, path):
-    page = BeautifulSoup((built / f"{path.stem}.html").read_text(encoding="utf-8"), "html.parser")
-    cells = nbformat.read(path, as_version=4).cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
-    contents = [link["href"] for link in page.select(".contents li a")]
-    assert len(contents) == len(re.findall(r"^##+ ", text, flags=re.M)) > 10
-    assert len(page.select("main p math, main table math, main li math, main h2 math")) == len(
-        re.findall(r"\$\$.*?\$\$|\$[^$]+\$", text, flags=re.S)
-    )
-    at = STEMS.index(path.stem)
-    ways = [link["href"] for link in page.select(".contents .ways a")]
-    assert ways == NAMES[max(at - 1, 0) : at] + ["index.html"] + NAMES[at + 1 : at + 2]
-
-
-MARKDOWN = """# A title
-
-[![a badge](https://example.org/badge.svg)](https://example.org)
-
-See [two](2.ipynb#The-end), [three](3.ipynb) and [all](../README.md).
-
-## Twice
-
-## Twice
-
-<details>
-<summary>Answer</summary>
-
-```python
-price = "$5"
-```
-
-</details>
-"""
-
-
-@pytest.fixture
-def small():
-    """A page of what the notebooks may hold."""
+def small(title):
+    """A notebook with what the real ones have."""
     picture = new_output(
         "display_data", {"image/png": "AAAA"}, metadata={"image/png": {"alt": 'dots & "lines"'}}
     )
-    cells = [new_markdown_cell(MARKDOWN), new_code_cell("price = '$5$'", outputs=[picture])]
-    notebook = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-    return BeautifulSoup(pages({"1": notebook, "2": notebook})["1.html"], "html.parser")
+    opening = new_markdown_cell(OPENING.format(title=title))
+    return new_notebook(cells=[opening, new_code_cell("draw()", outputs=[picture])])
 
 
-def test_links_lead_to_pages_and_where_there_is_none_are_text(small):
-    assert [link["href"] for link in small.select("main p a")] == [
-        "https://example.org", "2.html#The-end", "index.html"
+SMALL = {"01_a": small("1. First"), "02_b": small("2. Second"), "05_e": small("5. Fifth")}
+
+
+def test_the_index_tells_core_and_beyond_apart_in_order():
+    text = index(SMALL, README)
+    core, beyond = text.split("## Beyond")
+    assert re.findall("item-card} (.*)", core) == ["1. First", "2. Second"]
+    assert re.findall("item-card} (.*)", beyond) == ["5. Fifth"]
+    assert re.findall(r"^learn \w+$|\d+ s", text, re.MULTILINE) == [
+        "learn 01_a", "10 s", "learn 02_b", "20 s", "learn 05_e", "50 s"
     ]  # fmt: skip
-    assert small.select("main p a")[0].text == "a badge"
-    assert "three" in small.text
 
 
-def test_headings_of_the_same_name_have_ids_of_their_own(small):
-    assert len({heading["id"] for heading in small.select("h2")}) == 2
+def test_a_notebook_that_readme_does_not_list_is_named():
+    with pytest.raises(RuntimeError, match="no row for 05_e"):
+        index(SMALL, README.rpartition("\n")[0])
 
 
-def test_code_keeps_its_dollars_and_colours_also_in_details(small):
-    folded, cell = small.select("main .highlight")
-    assert folded.find_parent("details") and folded.select(".s2")[0].text == '"$5"'
-    assert cell.select(".s1")[0].text == "'$5$'"
+def test_a_page_has_texts_of_its_figures_no_badges_and_links_that_lead_somewhere():
+    opening, drawing = page(SMALL["01_a"], SMALL).cells
+    assert drawing.metadata.mystnb == {"image": {"alt": 'dots & "lines"'}}
+    assert "badge" not in opening.source
+    github = "https://github.com/jevliu/quantization-from-scratch/blob/main/"
+    assert re.findall(r"\]\((.*?)\)", opening.source) == [
+        "02_b.ipynb", f"{github}notebooks/07_c.ipynb", f"{github}README.md"
+    ]  # fmt: skip
+    assert SMALL["01_a"] == small("1. First") | {"cells": SMALL["01_a"].cells}  # left as it was
 
 
-def test_a_picture_has_the_description_from_its_metadata(small):
-    assert [image["alt"] for image in small.select("img")] == ['dots & "lines"']
+def test_what_sphinx_warns_of_stops_the_build_and_the_old_site_stays(tmp_path):
+    old = tmp_path / "site" / "index.html"
+    old.parent.mkdir()
+    old.write_text("old")
+    broken = new_notebook(cells=[new_markdown_cell("# 1. First\n\n[nowhere](02_nowhere.md#)")])
+    with pytest.raises(RuntimeError, match="02_nowhere"):
+        build({"01_math_basics": broken}, tmp_path / "site")
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["old"]
 
 
-@pytest.mark.parametrize("latex", [r"\nosuch x", r"\frac{1}"])
-def test_a_formula_that_cannot_be_read_stops_the_build(latex):
-    with pytest.raises(LatexError):
-        pages({"1": new_notebook(cells=[new_markdown_cell(f"# A\n\n${latex}$")])})
+def dead_links(folder):
+    """The links and pictures on the pages that lead to no file or no place in it."""
+    pages = {
+        path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in folder.glob("*.html")
+    }
+    for path, soup in pages.items():
+        for element in soup.select("[href], [src]"):
+            address = element.get("href", element.get("src"))
+            parts = urlsplit(address)
+            target = folder / unquote(parts.path) if parts.path else path
+            if parts.scheme in ("http", "https", "data"):
+                continue
+            name = unquote(parts.fragment)
+            if not target.is_file() or (name and not pages[target].find(id=name)):
+                yield path.name, address
 
 
-# Appended to a page: how many of its formulas have no size, and how many files it asked for.
-PROBE = """<script>
-addEventListener("load", () => {
-  const sizes = [...document.querySelectorAll("math")].map(m => m.getBoundingClientRect());
-  const flat = sizes.filter(box => !(box.width && box.height)).length;
-  const files = performance.getEntriesByType("resource").filter(f => !f.name.startsWith("data:"));
-  document.body.dataset.probe = `${flat} ${files.length}`;
-});
-</script>"""
+# Where the text of a page ends, in pixels; tables scroll by themselves.
+RIGHTMOST = """Math.max(...[...document.querySelectorAll("main p, main h1, main h2, main img")]
+  .filter(e => !e.closest("table")).map(e => e.getBoundingClientRect().right))"""
 
 
-def shown(page, folder):
-    """Open a page without a network: formulas without a size, files, and lines on the console."""
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-         "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={folder / 'profile'}", page.as_uri()],
-        capture_output=True, encoding="utf-8", timeout=120,
-    )  # fmt: skip
-    flat, files = re.search(r'data-probe="(\d+) (\d+)"', done.stdout).groups()
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return int(flat), int(files), console
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium or Chrome here")
+def test_a_browser_shows_the_site_without_a_network(tmp_path):
+    from playwright.sync_api import sync_playwright
 
+    build({path.stem: nbformat.read(path, as_version=4) for path in PATHS}, tmp_path / "site")
+    assert list(dead_links(tmp_path / "site")) == []
+    errors, asked = [], []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
+        tab.set_default_timeout(600_000)  # ms; a busy machine is slow
+        tab.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
 
-needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no Chromium or Chrome here")
+        def show(name):
+            tab.goto((tmp_path / "site" / name).as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390, name
+            assert tab.evaluate(RIGHTMOST) <= 390, name
 
-
-@needs_browser
-@pytest.mark.parametrize("name", ["index.html", *NAMES])
-def test_a_browser_shows_every_formula_and_reports_nothing(built, tmp_path, name):
-    page = tmp_path / name
-    replace(page, (built / name).read_text(encoding="utf-8") + PROBE)
-    assert shown(page, tmp_path) == (0, 0, [])
-
-
-@needs_browser
-def test_what_a_browser_reports_is_found(tmp_path):
-    page = tmp_path / "page.html"
-    elsewhere = '<body><math></math><script src="https://example.org/mathjax.js"></script>'
-    replace(page, elsewhere + "<script>MathJax.start()</script>" + PROBE)
-    flat, files, console = shown(page, tmp_path)
-    assert (flat, files) == (1, 1) and "MathJax is not defined" in console[0]
+        show("index.html")
+        for path in PATHS:
+            show(f"{path.stem}.html")
+            tab.wait_for_function("MathJax.startup.promise.then(() => true)")
+            formulas = tab.locator("span.math, div.math").count()
+            assert tab.locator("mjx-container").count() >= formulas > 0
+            assert tab.locator("mjx-merror").count() == 0
+            figures = tab.locator(".cell_output img")
+            texts = [image.get_attribute("alt") for image in figures.all()]
+            assert texts and not any(text.endswith(".png") for text in texts)  # Sphinx's own
+        show("search.html")
+        tab.fill("#search-input, input[name=q] >> visible=true", "zero point")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("#search-results li a[href*='01_math_basics']")
+        browser.close()
+    assert errors == []
+    assert [address for address in asked if not re.match("file:|data:|blob:", address)] == []

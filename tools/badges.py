@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import nbformat
 
-from tools.notebooks import ROOT, replace
+from tools.files import ROOT, replace
 
 # Every form in which the files hold the address. The first is pyproject's, which rules.
 FORMS = (
