@@ -121,6 +121,28 @@ def test_bits_and_strategies_layer_by_layer(small):
     assert places["quantize_2"].strategy == "cross-entropy"
 
 
+class Forked(nn.Module):
+    """What the layer returns goes into BatchNorm, and past it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm, self.last = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.last(torch.cat([self.norm(x), x], 1))
+
+
+def test_a_batch_norm_that_takes_what_others_take_too_is_not_folded():
+    torch.manual_seed(0)
+    model = Forked()
+    nn.init.uniform_(model.norm.weight, 2, 3)
+    model.eval()
+    with pytest.warns(UserWarning, match="not quantized and compute in floats: norm, cat"):
+        quantized = quantize_model(model, [BATCH], 16, 16)
+    assert torch.allclose(quantized(BATCH), model(BATCH), atol=0.01)
+
+
 def test_a_layer_may_be_called_twice():
     torch.manual_seed(0)
     model = Twice().eval()

@@ -22,6 +22,7 @@ FORMS = (
     "https://github.com/{repo}/actions/workflows/ci.yml/badge.svg?branch={branch}",
     "https://github.com/{repo}/actions/workflows/ci.yml)",
     "git clone https://github.com/{repo}.git",
+    "[as a site](https://{owner}.github.io/{name}/)",
 )
 REPO = r"[\w.-]+/[\w.-]+"
 BRANCH = r"[\w./%-]+"
@@ -51,14 +52,16 @@ def place(root):
 
 def pattern(form):
     """Return the regular expression that finds this form with any repository and branch."""
-    named = re.escape(form).replace(r"\{repo\}", f"(?P<repo>{REPO}?)")
-    return re.compile(named.replace(r"\{branch\}", f"(?P<branch>{BRANCH})"))
+    parts = {"repo": f"(?P<repo>{REPO}?)", "branch": f"(?P<branch>{BRANCH})",
+             "owner": r"[\w-]+", "name": r"[\w.-]+"}  # fmt: skip
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda found: parts[found[1]], re.escape(form)))
 
 
 def written(form, repo, branch):
     """Return the form with this repository and branch."""
     in_address = quote(branch, safe="") if "mybinder.org" in form else branch
-    return form.format(repo=repo, branch=in_address)
+    owner, name = repo.split("/")
+    return form.format(repo=repo, branch=in_address, owner=owner, name=name)
 
 
 def rewritten(text, repo, branch):

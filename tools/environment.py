@@ -83,11 +83,9 @@ def make(root, torch, before):
     """
     venv = root / ".venv"
     (venv / "ready").unlink(missing_ok=True)
-    if before not in (None, torch):  # pip would keep the other build: its version is the same
+    if venv.exists() and before != torch:
         shutil.rmtree(venv)
-    print(
-        f"Making .venv with PyTorch's {torch.upper()} build; this takes some minutes.", flush=True
-    )
+    print(f"Making .venv with PyTorch's build for {torch}; this takes some minutes.", flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     (venv / "torch").write_text(torch, encoding="utf-8")
     index = ["--extra-index-url", CPU_INDEX] if torch == "cpu" else []
