@@ -25,7 +25,7 @@ setup:
 	@$(PYTHON) tools/environment.py $(TORCH)
 
 lab: setup
-	@$(PY) -m jupyterlab notebooks/01_math_basics.ipynb
+	@$(PY) -m jupyterlab --notebook-dir=. notebooks/01_math_basics.ipynb
 
 run: setup
 	@$(PY) -m tools.notebooks run

@@ -7,7 +7,7 @@ from importlib.metadata import requires
 import torch
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torchao")
-# With an older one torchao's PT2E finds nothing to quantize, and doesn't say so.
+# As in the extra. With an older one torchao's PT2E finds nothing to quantize, silently.
 OLDEST_TORCH = "2.12"
 KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torchao is imported
 
@@ -39,10 +39,7 @@ def missing_packages():
 
 
 def install_arguments():
-    """Return the requirements of the extra "deploy", each in quotes, for pip.
-
-    They don't name PyTorch, so pip leaves the one that is there.
-    """
+    """Return the requirements of the extra "deploy", each in quotes, for pip."""
     extra = [need.split(";")[0].strip() for need in requires("qhelpers") if '"deploy"' in need]
     return " ".join(f'"{need}"' for need in extra)
 

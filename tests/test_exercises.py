@@ -19,8 +19,8 @@ ROUND = "import numpy as np\ndef quantize(x, scale, zero_point, bits):\n    "
 FOLD = (
     "def fold(layer, norm):\n    factor = norm.weight / (norm.running_var + norm.eps).sqrt()\n    "
 )
-STE = "import torch\ndef fake_quantize(x, scale, zero_point, quant_min, quant_max):\n    "
-PTQ = "quantized = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
+STE = "import torch\ndef your_fake_quantize(x, scale, zero_point, quant_min, quant_max):\n    "
+PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -83,7 +83,7 @@ WRONG = {
         (PTQ.format(4), "3 are allowed"),
         (PTQ.format("3, None"), "in floats"),
         (PTQ.format("2, 2"), "points; 0.5"),
-        ("quantized = net", "quantize_model returns"),
+        ("your_network = net", "quantize_model returns"),
     ],
     "4.1": [
         ("gradient = [0, 0, 1, 0, 0]", "after rounding"),

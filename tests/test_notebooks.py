@@ -125,10 +125,12 @@ def test_the_set_up_cell_and_the_symbols_are_the_same_everywhere():
     for shared in (
         [code_cells(notebook)[0].source for notebook in notebooks],
         [notebook.cells[2].source for notebook in notebooks],
+        [notebook.cells[3].source for notebook in notebooks],
     ):
         assert len(set(shared)) == 1
     assert "pip" in code_cells(notebooks[0])[0].source
-    assert notebooks[0].cells[2].source.startswith("## Symbols")
+    assert "check the network" in notebooks[0].cells[2].source
+    assert notebooks[0].cells[3].source.startswith("## Symbols")
 
 
 def test_every_address_is_the_one_in_pyproject():

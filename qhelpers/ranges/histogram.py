@@ -16,7 +16,8 @@ def bin_counts(params, fineness=FINENESS):
     pattern, dropped = np.dtype(f"u{params.dtype.itemsize}"), dropped_bits(params.dtype, fineness)
     counts = np.zeros(2 ** (8 * params.dtype.itemsize - dropped), np.intp)
     for chunk in chunks(params):
-        counts += np.bincount(chunk.view(pattern) >> dropped, minlength=counts.size)
+        bins = (chunk.view(pattern) >> dropped).astype(np.intp)  # NumPy 2.0 counts no uint64
+        counts += np.bincount(bins, minlength=counts.size)
     return counts
 
 
