@@ -29,7 +29,7 @@ def mirror(tmp_path, monkeypatch):
     folder = tmp_path / "mirror"
     sums = write_mirror(folder)
     server = Server(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.delenv("QHELPERS_DATASET", raising=False)
     monkeypatch.setenv("QHELPERS_DATA", str(tmp_path / "data"))
     for setting in settings(server.address, *sums):

@@ -76,6 +76,7 @@ def test_run_builds_pages_reports_the_error_and_leaves_the_notebooks_alone(proje
     assert "42" in (project / "build" / "site" / "01_good.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_site_has_all_notebooks_that_were_run_before(project):
     run(project, "run", "02")
     assert pages(project) == ["02_bad"]
@@ -90,6 +91,7 @@ def pages(project):
 DRAW = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
 
 
+@pytest.mark.slow
 def test_a_user_s_own_settings_change_no_figure(project, tmp_path):
     write(project, "01_good", DRAW)
     settings = tmp_path / "ipython" / "profile_default" / "ipython_kernel_config.py"
@@ -102,7 +104,7 @@ def test_a_user_s_own_settings_change_no_figure(project, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-@pytest.mark.parametrize("command", ["run", "refresh"])
+@pytest.mark.parametrize("command", ["run", pytest.param("refresh", marks=pytest.mark.slow)])
 def test_ctrl_c_says_one_line_and_leaves_nothing(project, command):
     """Every kernel writes its number, and then waits for longer than anybody would."""
     wait = "import os, time\nopen(f'../{os.getpid()}.pid', 'w')\ntime.sleep(10_000)"

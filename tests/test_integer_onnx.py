@@ -37,20 +37,24 @@ class Reader(quantization.CalibrationDataReader):
         return next(self.batches, None)
 
 
-def exported(model, example, path, **options):
+def exported(model, example, path):
     """Write a model to path.onnx, and quantized to path.int8.onnx; return the second path."""
-    floats, quantized = path.with_suffix(".onnx"), path.with_suffix(".int8.onnx")
+    floats = path.with_suffix(".onnx")
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             model, (example[:2],), floats, input_names=["image"], dynamo=True, verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
         )  # fmt: skip
-    options = {"per_channel": True, "reduce_range": True} | options
+    return quantized(floats, example, path.with_suffix(".int8.onnx"))
+
+
+def quantized(floats, example, path, reduce_range=True):
+    """Write the model in `floats`, quantized, to a path, and return the path."""
     quantization.quantize_static(
-        floats, quantized, Reader(example.numpy()),
-        activation_type=quantization.QuantType.QUInt8, **options,
+        floats, path, Reader(example.numpy()), per_channel=True, reduce_range=reduce_range,
+        activation_type=quantization.QuantType.QUInt8,
     )  # fmt: skip
-    return quantized
+    return path
 
 
 def different(path, images, products="blas"):
@@ -81,7 +85,8 @@ def files(data, tmp_path_factory):
     for name, net in {"net": float_net(data, 1), "conv": conv_net.eval()}.items():
         images = data.train_images[:1000]
         paths[name, 7] = exported(net, images, folder / f"{name}7")
-        paths[name, 8] = exported(net, images, folder / f"{name}8", reduce_range=False)
+        floats = folder / f"{name}7.onnx"
+        paths[name, 8] = quantized(floats, images, folder / f"{name}8.onnx", reduce_range=False)
     return paths
 
 

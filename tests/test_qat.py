@@ -120,7 +120,8 @@ def test_saved_and_loaded(small, method, tmp_path):
     assert torch.equal(load_quantized(small, tmp_path / "model.pt")(BATCH), model(BATCH))
 
 
-@pytest.mark.parametrize("method", [pytest.param("frozen", marks=pytest.mark.slow), "lsq"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["frozen", "lsq"])
 def test_it_recovers_what_two_bits_lost(conv_net, few, method):
     """On a convolutional model: most of what post-training quantization loses."""
     images = few.train_images[:300]

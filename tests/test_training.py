@@ -86,12 +86,12 @@ def test_progress_bar_honours_tqdm_disable(digits, capsys, monkeypatch):
 
 def test_train_or_load_says_and_returns_the_same_either_way(digits, project, capsys, monkeypatch):
     trained, loaded = net(), net()
-    history = train_or_load(trained, digits, batch_size=600)
+    history = train_or_load(trained, digits, batch_size=6000)
     said = capsys.readouterr()
     monkeypatch.setattr(training, "train", None)  # a call would raise
-    assert train_or_load(loaded, digits, batch_size=600) == history
+    assert train_or_load(loaded, digits, batch_size=6000) == history
     assert capsys.readouterr() == said
-    assert said.out.startswith("VerySimpleNet: 100 iterations, loss ") and said.err == ""
+    assert said.out.startswith("VerySimpleNet: 10 iterations, loss ") and said.err == ""
     assert same(trained, loaded) and loaded.training == trained.training
     assert [path.suffix for path in project.iterdir()] == [".pt"]
 
@@ -169,17 +169,17 @@ def test_training_and_testing_take_one_thread_and_put_the_number_back(digits):
 )
 def test_a_bad_checkpoint_is_refused_and_trained_again(digits, project, content, reason):
     model = net()
-    train_or_load(model, digits, batch_size=600)
+    train_or_load(model, digits, batch_size=6000)
     (path,) = project.iterdir()
     if content == "renamed":  # a whole checkpoint, of another training, under this name
-        train_or_load(net(), digits, batch_size=600, seed=1)
+        train_or_load(net(), digits, batch_size=6000, seed=1)
         content = next(other for other in project.iterdir() if other != path).read_bytes()
     elif content == "truncated":
         content = path.read_bytes()[:-100]
     path.write_bytes(content)
     again = net()
     with pytest.warns(UserWarning, match=f"{path.name} {reason}; training again"):
-        train_or_load(again, digits, batch_size=600)
+        train_or_load(again, digits, batch_size=6000)
     assert same(model, again)
 
 
@@ -189,7 +189,7 @@ def test_half_a_checkpoint_never_bears_its_name(digits, project, monkeypatch):
 
     monkeypatch.setattr("os.replace", breaks)
     with pytest.warns(UserWarning, match="the next run will train again: .*No space left"):
-        train_or_load(net(), digits, batch_size=600)
+        train_or_load(net(), digits, batch_size=6000)
     assert list(project.iterdir()) == []
 
 
