@@ -131,6 +131,7 @@ def test_ctrl_c_says_one_line_and_leaves_nothing(project, command):
     assert not (project / "build").exists()
 
 
+@pytest.mark.slow
 def test_refresh_writes_in_place_and_a_second_time_changes_no_byte(project):
     done = run(project, "refresh", "01")
     assert done.returncode == 0, done.stderr

@@ -124,7 +124,7 @@ def test_a_warning_fails_a_test():
         warnings.warn("something new", stacklevel=1)
 
 
-@pytest.mark.parametrize("code, imported", [("qhelpers", []), ("torchvision", ["torchvision"])])
+@pytest.mark.parametrize("code, imported", [("qhelpers", []), ("requests", ["requests"])])
 def test_importing_the_course_leaves_slow_packages_until_they_are_used(code, imported):
     slow = "{'matplotlib', 'onnx', 'onnxruntime', 'requests', 'sklearn', 'torchao', 'torchvision'}"
     asked = f"import sys, {code}; print(sorted({slow} & set(sys.modules)))"

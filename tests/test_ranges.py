@@ -130,8 +130,8 @@ def test_the_histogram_keeps_every_number(dtype):
 @strategies
 @pytest.mark.parametrize("name", distributions(1))
 def test_a_range_lies_within_the_numbers(strategy, name):
-    params = distributions(5000)[name]
-    for bits in BITS:
+    params = distributions(1000)[name]
+    for bits in (2, 8):
         low, high = strategy(params, bits)
         assert low.dtype == high.dtype == params.dtype
         assert low <= high

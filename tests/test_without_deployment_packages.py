@@ -103,6 +103,7 @@ def test_the_module_needs_none_of_them(without_them):
     subprocess.run([sys.executable, "-W", "error", "-c", script], env=without_them, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages()), reason=f"not installed: {missing_packages()}")
 def test_one_line_of_torchao_is_hidden_and_no_other():
     script = (
