@@ -6,6 +6,7 @@ one, so that these tests need neither the network nor MNIST.
 
 import contextlib
 import gzip
+import os
 import socket
 import threading
 from pathlib import Path
@@ -108,10 +109,14 @@ def test_downloads_and_normalises(mirror):
     assert np.allclose(loaded.train_images.flatten(), expected, atol=1e-6)
 
 
-def test_files_that_are_there_need_no_network(raw, offline):
+def test_files_that_are_there_need_no_network_and_are_not_written(raw, offline, monkeypatch):
     for name in RAW:
-        (raw / f"{name}.gz").unlink()
+        part = raw / f"{name}.gz.0123abcd.part"  # of a process that was killed long ago
+        (raw / f"{name}.gz").rename(part)
+        os.utime(part, (0, 0))
+    monkeypatch.setattr(data, "whole_file", None)  # a call would raise
     assert load_data().name == "mnist"
+    assert {path.name for path in raw.iterdir()} == {*RAW}
 
 
 @pytest.mark.parametrize("harm", [truncate, damage])
@@ -200,14 +205,19 @@ def test_another_value_is_refused(monkeypatch):
         load_data()
 
 
-def test_half_a_file_never_bears_its_name(raw, monkeypatch):
-    def breaks(part, path):
-        raise OSError("disk full")
+def test_a_file_that_cannot_be_written_is_named(raw, monkeypatch, capsys):
+    def full(part, path):
+        raise OSError(28, "No space left on device")
 
     (raw / RAW[0]).unlink()
-    monkeypatch.setattr("os.replace", breaks)
+    monkeypatch.setattr("os.replace", full)
     assert load_data().name == "digits"
-    assert not (raw / RAW[0]).exists() and not list(raw.glob("*.part"))
+    said = f"could not write the file (No space left on device): '{raw / RAW[0]}'"
+    assert said in capsys.readouterr().out
+    monkeypatch.setenv("QHELPERS_DATASET", "mnist")
+    with pytest.raises(data.MNISTUnavailable, match="could not write the file"):
+        load_data()
+    assert not (raw / RAW[0]).exists()
 
 
 def test_batches_cover_the_data_in_an_order_from_the_seed(mirror):

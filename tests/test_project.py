@@ -19,6 +19,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import noxfile
 import tools.badges as badges
 from qhelpers.torch_ao import KNOWN_WARNINGS
 
@@ -88,10 +89,13 @@ def test_conda_builds_the_pinned_versions():
 
 
 def test_ci_runs_the_oldest_torch_that_is_admitted():
-    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
-    for name in ("torch", "torchvision"):
-        oldest = next(need for need in PROJECT["dependencies"] if need.startswith(f"{name}>="))
-        assert f'"{oldest.replace(">=", "==")}.*"' in workflow
+    found = dict(noxfile.oldest_torch(PROJECT["dependencies"]))
+    assert sorted(found) == ["torch", "torchvision"]
+    for name, version in found.items():
+        assert f"{name}>={version}" in PROJECT["dependencies"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    sessions = workflow["jobs"]["torch"]["strategy"]["matrix"]["torch"]
+    assert "oldest" in sessions and all(callable(getattr(noxfile, name)) for name in sessions)
 
 
 def test_the_workflows_fit_github_s_schema():

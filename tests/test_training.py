@@ -1,7 +1,11 @@
 """qhelpers.training, models and size: against plain loops, and what is never loaded."""
 
+import copy
 import dataclasses
 import importlib
+import os
+import random
+import re
 import shutil
 from pathlib import Path
 
@@ -88,12 +92,16 @@ def test_train_or_load_says_and_returns_the_same_either_way(digits, project, cap
     trained, loaded = net(), net()
     history = train_or_load(trained, digits, batch_size=6000)
     said = capsys.readouterr()
+    (path,) = project.iterdir()
+    part = path.with_name(f"{path.name}.0123abcd.part")  # of a process that was killed long ago
+    part.touch()
+    os.utime(part, (0, 0))
     monkeypatch.setattr(training, "train", None)  # a call would raise
     assert train_or_load(loaded, digits, batch_size=6000) == history
     assert capsys.readouterr() == said
     assert said.out.startswith("VerySimpleNet: 10 iterations, loss ") and said.err == ""
     assert same(trained, loaded) and loaded.training == trained.training
-    assert [path.suffix for path in project.iterdir()] == [".pt"]
+    assert [*project.iterdir()] == [path]
 
 
 class Doubled(VerySimpleNet):
@@ -165,6 +173,8 @@ def test_training_and_testing_take_one_thread_and_put_the_number_back(digits):
         (b"nonsense", "is damaged"),
         ("truncated", "is damaged"),
         ("renamed", "belongs to another training"),
+        ("hostile", "is damaged"),
+        ("a folder", r"can't be read .*"),
     ],
 )
 def test_a_bad_checkpoint_is_refused_and_trained_again(digits, project, content, reason):
@@ -176,21 +186,54 @@ def test_a_bad_checkpoint_is_refused_and_trained_again(digits, project, content,
         content = next(other for other in project.iterdir() if other != path).read_bytes()
     elif content == "truncated":
         content = path.read_bytes()[:-100]
-    path.write_bytes(content)
+    if content == "hostile":
+        torch.save({"key": Alarm()}, path)
+    elif content == "a folder":  # which nobody can read as a file
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content)
     again = net()
-    with pytest.warns(UserWarning, match=f"{path.name} {reason}; training again"):
+    with pytest.warns(UserWarning) as warned:
         train_or_load(again, digits, batch_size=6000)
+    assert re.search(f"{path.name} {reason}; training again", str(warned[0].message))
+    assert len(warned) == 1 + path.is_dir()  # which can't be replaced, either
     assert same(model, again)
 
 
-def test_half_a_checkpoint_never_bears_its_name(digits, project, monkeypatch):
-    def breaks(part, path):
+class Alarm:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('it was unpickled')",))
+
+
+@pytest.mark.filterwarnings("ignore:.*training again")
+def test_a_checkpoint_with_one_changed_bit_is_refused_or_the_same(tmp_path):
+    """torch.load doesn't look at the sums in the file, and raises a dozen kinds of errors."""
+    path, model, before = tmp_path / "model.pt", net(), net(seed=1)
+    training.save_checkpoint(path, "the key", model, [0.5, 0.25])
+    whole, seeded, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(50):
+        changed = bytearray(whole)
+        changed[seeded.choice([seeded.randrange(3000), seeded.randrange(len(whole))])] ^= 1
+        path.write_bytes(changed)
+        loaded = copy.deepcopy(before)
+        history = training.load_checkpoint(path, "the key", loaded)
+        refused += history is None
+        assert same(loaded, before if history is None else model)
+        assert history in (None, [0.5, 0.25])
+    assert refused > 15
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_a_warning(digits, project, monkeypatch):
+    def full(part, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", breaks)
-    with pytest.warns(UserWarning, match="the next run will train again: .*No space left"):
-        train_or_load(net(), digits, batch_size=6000)
-    assert list(project.iterdir()) == []
+    monkeypatch.setattr("os.replace", full)
+    model, expected = net(), net()
+    message = r"the next run will train again: .*could not write the file \(No space left .*\.pt'"
+    with pytest.warns(UserWarning, match=message):
+        history = train_or_load(model, digits, batch_size=6000)
+    assert history == train(expected, digits, batch_size=6000) and same(model, expected)
 
 
 def test_build_model_depends_on_the_seed_alone():
