@@ -21,11 +21,12 @@ LONG = (
     "03_post_training_quantization.ipynb",
     "05_integer_only_inference.ipynb",
     "04_quantization_aware_training.ipynb",
-    "test_integer.py",
-    "test_experiments.py",
     "01_math_basics.ipynb",
-    "test_qat.py",
-    "test_nbval_compare.py",
+    "test_strategies.py",
+    "test_model.py",
+    "test_onnx.py",
+    "test_experiments.py",
+    "test_comparison.py",
 )
 
 

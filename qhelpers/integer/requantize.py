@@ -8,8 +8,7 @@ and returns the codes before they are clipped. What is the same for all accumula
 once, outside that function. There are three for oneDNN; `engine_arithmetic` of qhelpers.torch_ao
 tells which of them torch uses on this CPU.
 
-The order of operations was found by comparing with their kernels, code by code (test_integer,
-test_integer_onnx).
+The order of operations was found by comparing with their kernels, code by code (tests/integer).
 """
 
 from functools import partial

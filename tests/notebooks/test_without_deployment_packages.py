@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -22,9 +21,9 @@ from qhelpers.optional_packages import (
     missing_packages,
     require_deployment_packages,
 )
+from tools.files import ROOT
 from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRA = PROJECT["optional-dependencies"]["deploy"]
 # Python runs this before all else: for its finders, the packages are nowhere.

@@ -28,7 +28,7 @@ from qhelpers.integer.file import MOST_BYTES, digest, read_arrays
 from qhelpers.integer.layers import Reshape
 from qhelpers.integer.model import IntegerModel
 from qhelpers.integer.packing import pack, packed_bytes, unpack
-from tests.test_integer import Chain
+from tests.integer.test_model import Chain
 
 
 @given(st.integers(1, 8), st.data())

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from decimal import Decimal
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,8 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from qhelpers.data import data_folder
 from tests.nbval_compare import Output, data_name
-
-ROOT = Path(__file__).parent.parent
+from tools.files import ROOT
 
 
 def output(text, tolerance=None):

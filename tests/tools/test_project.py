@@ -9,7 +9,6 @@ import sys
 import tomllib
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -22,8 +21,8 @@ from packaging.utils import canonicalize_name
 import noxfile
 import tools.badges as badges
 from qhelpers.torch_ao import KNOWN_WARNINGS
+from tools.files import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [*map(Requirement, PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["deploy"])]

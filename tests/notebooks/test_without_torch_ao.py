@@ -4,17 +4,15 @@ The packages of the extra "deploy" are gone, too. The notebook that needs them i
 torch.export imports torch.ao.quantization itself, so it can't be taken away from under it.
 """
 
-from pathlib import Path
-
 import nbformat
 import pytest
 
 from qhelpers import has_torch_ao
 from tests.nbval_compare import Output, data_name, tags, tolerance
-from tests.test_without_deployment_packages import environment_without_them
+from tests.notebooks.test_without_deployment_packages import environment_without_them
+from tools.files import ROOT
 from tools.notebooks import client_of, code_cells
 
-ROOT = Path(__file__).parent.parent
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
 PATHS = [
     path

@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests.nbval_compare import WITHOUT_EXTRA, Output, tags, tolerance, why_not_compared
-from tests.test_notebooks import PATHS
+from tests.notebooks.test_stored import PATHS
 from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells, figures_of
 
 

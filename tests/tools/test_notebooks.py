@@ -6,16 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tools.files import ROOT
 from tools.notebooks import KERNEL_ENVIRONMENT, code_cells
-
-ROOT = Path(__file__).parent.parent
-
 
 README = """
 | [Good](notebooks/01_good.ipynb) | what is good | 1 s |

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from qhelpers import load_integer_model
 from qhelpers.integer.file import digest, read_arrays, save_integer_model
 from qhelpers.integer.requantize import ARITHMETICS
-from tests.test_integer_file import IMAGES, small_model
+from tests.integer.test_file import IMAGES, small_model
 
 MOST_MEMORY = 2**29  # bytes: a few times what the largest file that is allowed takes
 NAMES = ["", "/", "../../x.npy", "1.weight", "99.bias.npy", "a" * 60_000, "é\0x.npy"]

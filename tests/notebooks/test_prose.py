@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from tests.test_notebooks import PATHS
+from tests.notebooks.test_stored import PATHS
 
 DIGITS = r"\d[\d,]*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.])[-+]?{DIGITS}(?!\d)")

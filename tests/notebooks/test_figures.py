@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from matplotlib import colors
 
-from tests.test_notebooks import PATHS
+from tests.notebooks.test_stored import PATHS
 from tools.notebooks import code_cells
 
 STYLE = 'plt.style.use("qhelpers.figures")'

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.test_notebooks import PATHS
+from tests.notebooks.test_stored import PATHS
 from tools.times import IN_OPENING, README, rounded_up, with_time, write
 
 ROW = re.compile(r"\(notebooks/(.+?)\).*\| (\d+) s \|$", re.MULTILINE)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -10,9 +9,10 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tools.files import ROOT
 from tools.site import build, index, page
 
-PATHS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

@@ -26,7 +26,7 @@ from qhelpers.experiments.ptq import float_net  # noqa: E402
 from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, Reshape  # noqa: E402
 from qhelpers.integer.onnx import codes_of_onnx  # noqa: E402
 from qhelpers.integer.products import pairs_that_can_saturate  # noqa: E402
-from tests.test_products import random_layer  # noqa: E402
+from tests.integer.test_products import random_layer  # noqa: E402
 
 
 class Reader(quantization.CalibrationDataReader):

@@ -18,7 +18,7 @@ from qhelpers.integer.products import (
 )
 from qhelpers.integer.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
 from qhelpers.torch_ao import engine_arithmetic
-from tests.test_integer import needs
+from tests.integer.test_model import needs
 
 CODE, WEIGHT = st.integers(0, 255), st.integers(-128, 127)
 ROUNDED_BIAS = ("qnnpack", "onnxruntime", "fixed-point")

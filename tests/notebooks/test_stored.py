@@ -2,16 +2,15 @@
 
 import copy
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
 
 from tests.nbval_compare import Output, ink
 from tools.badges import FORMS, pattern, place, written
+from tools.files import ROOT
 from tools.notebooks import code_cells, describe_figures, figures_of
 
-ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # An absolute path of somebody's machine, or a package's file in it.
 MACHINE_PATH = re.compile(

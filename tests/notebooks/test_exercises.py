@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from qhelpers.exercises.check import CHECKS, check
-from tests.test_notebooks import PATHS
+from tests.notebooks.test_stored import PATHS
 from tools.notebooks import code_cells
 
 CHECKED = re.compile(r'^check\("(\d\.\d)", .*\)$', re.MULTILINE)
