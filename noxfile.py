@@ -33,10 +33,14 @@ def variables(session, name):
 
 @nox.session
 def oldest(session):
-    """The oldest torch that pyproject.toml admits."""
-    pins = [f"{name}=={version}.*" for name, version in oldest_torch(PROJECT["dependencies"])]
-    # Notebook 6 is skipped where its packages need a newer one.
-    test(session, *pins, "-e", ".[dev]" if oldest_torch(DEPLOY) else ".[dev,deploy]")
+    """The oldest torch that pyproject.toml admits, without notebook 6, which needs a newer one."""
+    test(session, *oldest_torch(PROJECT["dependencies"]), "-e", ".[dev]")
+
+
+@nox.session
+def oldest_deploy(session):
+    """The oldest torch that the extra of notebook 6 admits."""
+    test(session, *oldest_torch(DEPLOY), *ALL)
 
 
 @nox.session
@@ -52,8 +56,9 @@ def python(session):
 
 
 def oldest_torch(requirements):
-    """Return the names and lowest versions of torch and torchvision among the requirements."""
-    return re.findall(r"^(torch|torchvision)>=([0-9.]+)", "\n".join(requirements), re.MULTILINE)
+    """Return the pins of the lowest torch and torchvision that the requirements admit."""
+    lowest = re.findall(r"^(torch|torchvision)>=([0-9.]+)", "\n".join(requirements), re.MULTILINE)
+    return [f"{name}=={version}.*" for name, version in lowest]
 
 
 def test(session, *packages, then=()):
