@@ -88,13 +88,16 @@ def test_conda_builds_the_pinned_versions():
 
 
 def test_ci_runs_the_oldest_torch_that_is_admitted():
-    found = dict(noxfile.oldest_torch(PROJECT["dependencies"]))
-    assert sorted(found) == ["torch", "torchvision"]
-    for name, version in found.items():
-        assert f"{name}>={version}" in PROJECT["dependencies"]
+    for requirements in (PROJECT["dependencies"], EXTRAS["deploy"]):
+        lowest = [pin.removesuffix(".*").replace("==", ">=")
+                  for pin in noxfile.oldest_torch(requirements)]  # fmt: skip
+        assert [Requirement(one).name for one in lowest] == ["torch", "torchvision"]
+        assert {*lowest} <= {*requirements}
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     sessions = workflow["jobs"]["torch"]["strategy"]["matrix"]["torch"]
-    assert "oldest" in sessions and all(callable(getattr(noxfile, name)) for name in sessions)
+    assert {"oldest", "oldest_deploy"} <= {*sessions} and all(
+        callable(getattr(noxfile, name)) for name in sessions
+    )
 
 
 def test_the_workflows_fit_github_s_schema():
