@@ -23,6 +23,7 @@ from qhelpers.experiments.ptq import (
 from qhelpers.experiments.qat import QAT_METHODS, QAT_TRAPS, batch_norm_rows, qat_net
 from qhelpers.experiments.tables import TABLES, load_table, select, write_tables
 
+REST = [recipe for recipe in RECIPES if recipe not in (MIN_MAX, MSE, BEST)]
 IMAGES = 10  # of 10,000, by which a row may differ on another CPU
 TRAINED = 0.002  # by which the accuracy of a network may, that was trained with 2 bits
 
@@ -84,7 +85,8 @@ def test_float_rows_are_the_networks_accuracy(mnist, nets):
 @pytest.mark.parametrize(
     "recipe, granularity, weight_bits, activation_bits, seed",
     [
-        *((recipe, "per channel", 2, 2, 0) for recipe in RECIPES),
+        *((recipe, "per channel", 2, 2, 0) for recipe in (MIN_MAX, MSE, BEST)),
+        *(pytest.param(recipe, "per channel", 2, 2, 0, marks=pytest.mark.slow) for recipe in REST),
         (MIN_MAX, "per tensor", 2, 2, 1),
         (MSE, "per tensor", 2, 8, 1),
         (BEST, "per tensor", 3, 6, 0),
@@ -99,6 +101,7 @@ def test_rows_come_out_again(mnist, nets, recipe, granularity, weight_bits, acti
     assert accuracy == pytest.approx(row["accuracy"], abs=IMAGES / 10_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALIBRATIONS)
 @pytest.mark.parametrize(
     "source, count, draw", [("training", 1, 9), ("training", 100, 3), ("test", 1000, 1),

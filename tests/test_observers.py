@@ -98,7 +98,7 @@ def error(numbers, bits, range_):
     return quantization_error(numbers, asymmetric_dequantize(codes, scale, zero))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_histogram_gives_the_range_of_all_the_numbers(strategy, bits):
     rng = np.random.default_rng(0)

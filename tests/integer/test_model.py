@@ -182,7 +182,7 @@ class Chain(nn.Module):
 @pytest.fixture(scope="module")
 def chain(data):
     model = build_model(Chain, 0)
-    train(model, data, total_iterations_limit=200)
+    train(model, data, total_iterations_limit=30)
     return model.eval()
 
 
@@ -287,7 +287,7 @@ def test_weights_with_a_zero_point_are_refused(small):
         integer_model(ao.convert(model))
 
 
-@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_a_trained_model_of_few_bits_keeps_its_accuracy(net, data, bits):
     model = prepare_qat(
         net,

@@ -1,5 +1,6 @@
 """integer/onnx: every code of ONNX Runtime's kernels, and models that don't fit."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -18,11 +19,11 @@ from onnxruntime import quantization  # noqa: E402
 
 from qhelpers import (  # noqa: E402
     ConvNet,
+    VerySimpleNet,
     build_model,
     integer_model_from_onnx,
     train_or_load,  # noqa: E402
 )
-from qhelpers.experiments.ptq import float_net  # noqa: E402
 from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, Reshape  # noqa: E402
 from qhelpers.integer.onnx import codes_of_onnx  # noqa: E402
 from qhelpers.integer.products import pairs_that_can_saturate  # noqa: E402
@@ -78,16 +79,21 @@ def different(path, images, products="blas"):
 @pytest.fixture(scope="module")
 def files(data, tmp_path_factory):
     """The two networks of notebook 6, another seed, in floats and quantized to 7 and 8 bits."""
-    folder = tmp_path_factory.mktemp("onnx")
-    conv_net = build_model(ConvNet, seed=1)
-    train_or_load(conv_net, data)
-    paths = {}
-    for name, net in {"net": float_net(data, 1), "conv": conv_net.eval()}.items():
-        images = data.train_images[:1000]
-        paths[name, 7] = exported(net, images, folder / f"{name}7")
-        floats = folder / f"{name}7.onnx"
-        paths[name, 8] = quantized(floats, images, folder / f"{name}8.onnx", reduce_range=False)
-    return paths
+    folder, images = tmp_path_factory.mktemp("onnx"), data.train_images[:1000]
+
+    @functools.cache
+    def file(name, bits):
+        if bits == 8:
+            floats = file(name, 7).with_name(f"{name}7.onnx")
+            return quantized(floats, images, folder / f"{name}8.onnx", reduce_range=False)
+        net = build_model({"net": VerySimpleNet, "conv": ConvNet}[name], seed=1)
+        train_or_load(net, data, seed=1)
+        return exported(net.eval(), images, folder / f"{name}7")
+
+    return file
+
+
+networks = pytest.mark.parametrize("name", ["net", pytest.param("conv", marks=pytest.mark.slow)])
 
 
 def run(path, images):
@@ -95,23 +101,23 @@ def run(path, images):
     return session.run(None, {"image": images})[0]
 
 
-@pytest.mark.parametrize("name", ["net", "conv"])
+@networks
 def test_every_code_is_onnx_runtime_s(files, data, name):
-    off, count = different(files[name, 7], data.test_images.numpy())
+    off, count = different(files(name, 7), data.test_images.numpy())
     assert off == 0
     assert count >= 994 * len(data.test_images)
-    logits = run(files[name, 7], data.test_images.numpy())
-    assert np.array_equal(integer_model_from_onnx(files[name, 7])(data.test_images), logits)
+    logits = run(files(name, 7), data.test_images.numpy())
+    assert np.array_equal(integer_model_from_onnx(files(name, 7))(data.test_images), logits)
 
 
-@pytest.mark.parametrize("name", ["net", "conv"])
+@networks
 def test_with_8_bits_they_are_exact_or_saturate_as_in_the_emulation(files, data, name):
-    path, images = files[name, 8], data.test_images.numpy()
+    path, images = files(name, 8), data.test_images.numpy()
     exact, _ = different(path, images)
     saturating, count = different(path, images, "saturating")
     assert 0 in (exact, saturating)
     assert exact + saturating > 0  # the two are told apart
-    for layer in integer_model_from_onnx(files[name, 7]).layers:
+    for layer in integer_model_from_onnx(files(name, 7)).layers:
         if isinstance(layer, WEIGHTED):
             assert not pairs_that_can_saturate(layer.matrix, 255).any()
     if exact:
@@ -119,18 +125,18 @@ def test_with_8_bits_they_are_exact_or_saturate_as_in_the_emulation(files, data,
                     f"of {count:,} codes off; the emulation has all of them")  # fmt: skip
 
 
-@pytest.mark.parametrize("name, layers", [("net", 3), ("conv", 3)])
-def test_integer_kernels_and_accuracy(files, data, tmp_path, name, layers):
+@networks
+def test_integer_kernels_and_accuracy(files, data, tmp_path, name):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(files[name, 7], options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(files(name, 7), options, providers=["CPUExecutionProvider"])
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert sum(kernel in ("QGemm", "QLinearConv") for kernel in kernels) == layers
+    assert sum(kernel in ("QGemm", "QLinearConv") for kernel in kernels) == 3
     assert not {"Gemm", "MatMul", "Conv"} & {*kernels}
     images, labels = data.test_images.numpy(), data.test_labels.numpy()
-    floats = files[name, 7].with_name(f"{name}7.onnx")
-    right = [(run(path, images).argmax(1) == labels).mean() for path in (floats, files[name, 7])]
+    floats = files(name, 7).with_name(f"{name}7.onnx")
+    right = [(run(path, images).argmax(1) == labels).mean() for path in (floats, files(name, 7))]
     if data.name != "mnist":
         pytest.skip("accuracies are compared on MNIST only; the kernels were checked")
     assert abs(right[0] - right[1]) <= 0.002

@@ -108,6 +108,7 @@ DRAW = "import matplotlib.pyplot as plt\nplt.figure(figsize=(8, 3.2))\n"
 WRONG_TAGS = ("tol-", "tol-x", "tolerance-1", "mnits", "nbval-skip")
 
 
+@pytest.mark.slow
 def test_what_differs_fails_and_says_where_and_the_rest_is_counted(write):
     """On the digits, where cells with numbers of MNIST run and aren't compared."""
     blank = [new_output("display_data", {"text/plain": "<Figure size 800x320 with 0 Axes>"})]

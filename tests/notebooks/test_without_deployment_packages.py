@@ -81,6 +81,7 @@ def test_an_old_pytorch_is_refused(monkeypatch):
         require_deployment_packages()
 
 
+@pytest.mark.slow
 def test_notebook_6_stops_and_says_what_installs_them(without_them):
     path = next((ROOT / "notebooks").glob("06*.ipynb"))
     notebook = nbformat.read(path, as_version=4)
@@ -93,6 +94,7 @@ def test_notebook_6_stops_and_says_what_installs_them(without_them):
     assert len(ran) == 2  # the set-up cell, and the one that stops
 
 
+@pytest.mark.slow
 def test_the_module_needs_none_of_them(without_them):
     names = sorted(path.stem for path in (ROOT / "qhelpers").glob("*.py") if path.stem[0] != "_")
     script = "".join(f"import qhelpers.{name}\n" for name in names)

@@ -74,7 +74,7 @@ def variance_of_change(layer, x, bits, granularity, high):
     return change.var(dim=1, correction=0).numpy()
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [3])
 def test_ranges_are_near_a_brute_force_search(layer, bits):
     """Of 400 ranges, tried on the outputs, the best is hardly better; min-max is worse.
 

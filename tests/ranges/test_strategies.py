@@ -75,7 +75,7 @@ def fractions(count):
     return np.concatenate([np.linspace(0, 1, count), np.geomspace(0.003, 1, count)])
 
 
-@pytest.mark.parametrize("name, params", distributions(2000).items())
+@pytest.mark.parametrize("name, params", [*distributions(2000).items()][::2])
 def test_mse_is_within_1_percent_of_brute_force(name, params):
     low, high = min(params.min(), 0), max(params.max(), 0)
     numbers = params.astype(np.float64)
@@ -92,7 +92,7 @@ def test_mse_is_within_1_percent_of_brute_force(name, params):
         assert error(params, bits, mse_range(params, bits)) <= 1.01 * best
 
 
-@pytest.mark.parametrize("name, params", distributions(2000).items())
+@pytest.mark.parametrize("name, params", [*distributions(2000).items()][::2])
 def test_symmetric_mse_is_within_1_percent_of_brute_force(name, params):
     alpha = np.abs(params).max()
     for bits in BITS:
@@ -103,7 +103,7 @@ def test_symmetric_mse_is_within_1_percent_of_brute_force(name, params):
         assert symmetric_error(params, bits, (low, high)) <= 1.01 * best
 
 
-@pytest.mark.parametrize("name", distributions(1))
+@pytest.mark.parametrize("name", [*distributions(1)][::2])
 def test_the_histogram_gives_the_answer_of_the_values(name, monkeypatch):
     params = distributions(40_000)[name]
     for bits in BITS:
@@ -128,7 +128,7 @@ def test_the_histogram_keeps_every_number(dtype):
 
 
 @strategies
-@pytest.mark.parametrize("name", distributions(1))
+@pytest.mark.parametrize("name", [*distributions(1)][::3])
 def test_a_range_lies_within_the_numbers(strategy, name):
     params = distributions(1000)[name]
     for bits in (2, 8):
@@ -236,7 +236,7 @@ def test_tensors_and_integers_are_accepted(strategy):
     assert strategy(torch.tensor(params, dtype=torch.float64, requires_grad=True), 4) == expected
 
 
-@pytest.mark.parametrize("name, params", [*distributions(40_000).items()][::3])
+@pytest.mark.parametrize("name, params", [*distributions(40_000).items()][::5])
 def test_counts_stand_for_repeated_numbers(name, params):
     """A histogram of two halves, added up, gives the ranges of the whole."""
     counts = sum(bin_counts(half) for half in np.split(params, 2))

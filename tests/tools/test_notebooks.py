@@ -53,6 +53,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_run_builds_pages_reports_the_error_and_leaves_the_notebooks_alone(project):
     before = files(project / "notebooks")
     done = run(project, "run")
@@ -100,8 +101,9 @@ def test_a_user_s_own_settings_change_no_figure(project, tmp_path):
     assert [set(output.data) for output in cell.outputs] == [{"image/png", "text/plain"}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-@pytest.mark.parametrize("command", ["run", pytest.param("refresh", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["run", "refresh"])
 def test_ctrl_c_says_one_line_and_leaves_nothing(project, command):
     """Every kernel writes its number, and then waits for longer than anybody would."""
     wait = "import os, time\nopen(f'../{os.getpid()}.pid', 'w')\ntime.sleep(10_000)"
@@ -142,6 +144,7 @@ def test_refresh_writes_in_place_and_a_second_time_changes_no_byte(project):
     assert not (project / "build").exists()
 
 
+@pytest.mark.slow
 def test_refresh_keeps_a_notebook_that_raises(project):
     before = files(project / "notebooks")
     assert run(project, "refresh", "02").returncode == 1

@@ -67,6 +67,7 @@ def test_a_page_has_texts_of_its_figures_no_badges_and_links_that_lead_somewhere
     assert SMALL["01_a"] == small("1. First") | {"cells": SMALL["01_a"].cells}  # left as it was
 
 
+@pytest.mark.slow
 def test_what_sphinx_warns_of_stops_the_build_and_the_old_site_stays(tmp_path):
     old = tmp_path / "site" / "index.html"
     old.parent.mkdir()
