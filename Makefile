@@ -50,7 +50,7 @@ bench: setup
 	@OMP_NUM_THREADS=1 $(PY) -m tools.bench
 
 colab: setup
-	@$(PY) -m tests.colab $(NB)
+	@$(PY) -m tools.colab $(NB)
 
 times: setup
 	@$(PY) -m tools.times $(NB)

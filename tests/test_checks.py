@@ -35,7 +35,6 @@ def call(function, params, *args, **options):
     return function(params, *(args or (8,) * (function in TAKE_BITS)), **options)
 
 
-@pytest.mark.parametrize("function", TAKE_NUMBERS, ids=name)
 @pytest.mark.parametrize(
     "params, error, message",
     [
@@ -43,7 +42,6 @@ def call(function, params, *args, **options):
         (np.zeros((3, 0)), ValueError, r" is empty \(shape \(3, 0\)\)"),
         ([1, np.nan], ValueError, " holds nan; all its values must be finite"),
         ([1, np.inf], ValueError, " holds inf; all its values must be finite"),
-        ([np.inf, np.inf], ValueError, " holds inf; all its values must be finite"),
         (np.float32([-np.inf, 1]), ValueError, " holds -inf; all its values must be finite"),
         ([1 + 2j], TypeError, " has the type complex128; it must hold real numbers"),
         (["1.5"], TypeError, " has the type <U3; it must hold real numbers"),
@@ -51,34 +49,48 @@ def call(function, params, *args, **options):
         ([None], TypeError, " has the type object; it must hold real numbers"),
     ],
 )
-def test_bad_numbers(function, params, error, message):
+def test_bad_numbers(params, error, message):
+    with pytest.raises(error, match=f"^params{message}"):
+        asymmetric_quantization(params, 8)
+
+
+@pytest.mark.parametrize("function", TAKE_NUMBERS, ids=name)
+@pytest.mark.parametrize("wrong, error", [([1, np.inf], ValueError), (["1.5"], TypeError)])
+def test_every_function_checks_its_numbers(function, wrong, error):
     argument = "logits" if function is cross_entropy_range else "params"
-    with pytest.raises(error, match=f"^{argument}{message}"):
-        call(function, params)
+    with pytest.raises(error, match=f"^{argument} "):
+        call(function, wrong)
 
 
 @pytest.mark.parametrize("function", [asymmetric_quantization, symmetric_quantization], ids=name)
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, 40_000, -1])
+@pytest.mark.parametrize("place, wrong", [(0, np.nan), (40_000, -np.inf), (-1, np.inf)])
 @pytest.mark.parametrize("options", [{}, {"range": (-1, 1)}, {"axis": 0}, {"group_size": 5}])
-def test_no_bad_number_is_overlooked(function, wrong, place, options):
+def test_no_bad_number_is_overlooked(function, place, wrong, options):
     params = np.zeros(100_000)
     params[place] = wrong
     with pytest.raises(ValueError, match=f"^params holds {wrong}; all its values must be finite"):
         function(params, 8, **options)
 
 
-@pytest.mark.parametrize("function", TAKE_BITS, ids=name)
+def bad_bits(function, bits, error):
+    message = f"^bits is {bits!r}; it must be an integer from {TAKE_BITS[function]} to 16$"
+    with pytest.raises(error, match=message):
+        function(GOOD, bits)
+
+
 @pytest.mark.parametrize(
     "bits, error",
     [(0, ValueError), (-1, ValueError), (17, ValueError), (8.0, TypeError), ("8", TypeError)]
     + [(None, TypeError), (True, TypeError), (np.nan, TypeError)],
 )
-def test_bad_bits(function, bits, error):
-    fewest = TAKE_BITS[function]
-    message = f"^bits is {bits!r}; it must be an integer from {fewest} to 16$"
-    with pytest.raises(error, match=message):
-        function(GOOD, bits)
+def test_bad_bits(bits, error):
+    bad_bits(asymmetric_quantization, bits, error)
+
+
+@pytest.mark.parametrize("function", TAKE_BITS, ids=name)
+def test_every_function_checks_its_bits(function):
+    bad_bits(function, 0, ValueError)
+    bad_bits(function, 8.0, TypeError)
 
 
 def test_what_is_symmetric_needs_two_bits():
@@ -107,7 +119,6 @@ PAIR = r"it must be a pair of numbers, \(low, high\)$"
 FINITE = "it must be finite in float64, low first$"
 
 
-@pytest.mark.parametrize("function", [asymmetric_quantization, symmetric_quantization], ids=name)
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -141,9 +152,10 @@ FINITE = "it must be finite in float64, low first$"
         ),
     ],
 )
-def test_bad_options(function, options, error, message):
-    with pytest.raises(error, match=message):
-        function(GOOD, 8, **options)
+def test_bad_options(options, error, message):
+    for function in (asymmetric_quantization, symmetric_quantization):
+        with pytest.raises(error, match=message):
+            function(GOOD, 8, **options)
 
 
 def test_an_axis_of_a_single_number():
