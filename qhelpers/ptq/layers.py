@@ -10,6 +10,7 @@ from torch import nn
 from qhelpers.affine import symmetric_dequantize, symmetric_quantization
 from qhelpers.checks import checked_integer
 from qhelpers.observers import HistogramObserver
+from qhelpers.ptq.bias_correction import bias_correction
 from qhelpers.ranges.output_error import InputMoments, output_mse_range
 from qhelpers.ranges.strategies import mse_range
 
@@ -84,16 +85,15 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def freeze(self):
+        exact, self.exact = self.exact, None
         if self.passes:
-            moments = self.passes[-1]
+            before, now = self.passes[0], self.passes[-1]
             self.codes, self.scale = quantized_weight(
-                self.exact, self.bits, self.strategy, self.granularity, moments
+                exact, self.bits, self.strategy, self.granularity, now
             )
-            expected = self.passes[0].mean_output(self.exact)
-            self.exact, self.passes = None, []
             if self.bias_correction:
-                self.layer.bias += expected - moments.mean_output(self.weight())
-        self.exact = None
+                self.layer.bias += bias_correction(before, exact, now, self.weight())
+            self.passes = []
 
     def weight(self):
         """Return the weight in use, in float32."""
