@@ -1,4 +1,4 @@
-"""Bias correction: the mean of a layer's output stays what it was before its weight was quantized."""
+"""Bias correction: the mean of a layer's output stays as it was before quantizing."""
 
 
 def bias_correction(before, exact, after, weight):
