@@ -51,8 +51,4 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def settings(address, raw_md5, gz_md5):
     """What to set, as arguments of setattr, so that this address is the only mirror there is."""
-    return [
-        (data, "RAW_MD5", raw_md5),
-        (MNIST, "resources", gz_md5),
-        (MNIST, "mirrors", [address]),
-    ]
+    return [(data, "RAW_MD5", raw_md5), (MNIST, "resources", gz_md5), (MNIST, "mirrors", [address])]

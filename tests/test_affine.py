@@ -24,9 +24,7 @@ ORIGINAL = np.array(
 # Any floats at all but NaN and infinity, of 32 or 64 bits, subnormal and huge ones included.
 floats = floating_dtypes(endianness="=", sizes=(32, 64)).flatmap(
     lambda dtype: arrays(
-        dtype,
-        array_shapes(max_dims=3),
-        elements={"allow_nan": False, "allow_infinity": False},
+        dtype, array_shapes(max_dims=3), elements={"allow_nan": False, "allow_infinity": False}
     )
 )
 matrices = arrays(np.float32, (4, 6), elements=st.floats(-1000, 1000, width=32))

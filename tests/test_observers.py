@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qhelpers import (
-    asymmetric_dequantize,
-    asymmetric_quantization,
-    observers,
-    quantization_error,
-)
+from qhelpers import asymmetric_dequantize, asymmetric_quantization, observers, quantization_error
 from qhelpers.observers import (
     STRATEGIES,
     HistogramObserver,
@@ -20,12 +15,7 @@ from qhelpers.observers import (
 from qhelpers.ranges.strategies import cross_entropy_range, kl_range, mse_range, percentile_range
 
 CASES = 250
-ALL = [
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    PerChannelMinMaxObserver,
-    HistogramObserver,
-]
+ALL = [MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver, HistogramObserver]
 
 
 def batches(case):

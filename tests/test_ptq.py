@@ -8,13 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qhelpers import (
-    build_model,
-    choose_engine,
-    load_quantized,
-    quantize_model,
-    test,
-)
+from qhelpers import build_model, choose_engine, load_quantized, quantize_model, test
 from qhelpers.affine import asymmetric_quantization, symmetric_dequantize
 from qhelpers.ptq.layers import QuantizedActivation
 from tests.models import BATCH, Branched, ConvNet, Twice, Untraceable

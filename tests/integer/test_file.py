@@ -153,18 +153,12 @@ def change_codes_between_layers(arrays, structure):
         ),
         (lambda arrays, s: arrays.pop(f"{first_linear(s)}.bias"), "bias"),
         (change_codes_between_layers, "layer 'other' takes .*, and gets"),
-        (
-            lambda arrays, s: linear(s).update(weight=[20, 353]),
-            "packed is uint8 of shape",
-        ),
+        (lambda arrays, s: linear(s).update(weight=[20, 353]), "packed is uint8 of shape"),
         (
             lambda arrays, s: linear(s).update(weight=[10**9, 10**9]),
             "it has 1,000,000,000,000,.* weights; 16,777,216 are allowed",
         ),
-        (
-            lambda arrays, s: linear(s).update(weight_bits=8),
-            "packed is uint8 of shape",
-        ),
+        (lambda arrays, s: linear(s).update(weight_bits=8), "packed is uint8 of shape"),
         (
             lambda arrays, s: arrays.update(
                 {f"{first_linear(s)}.bias": np.full(20, np.nan, np.float32)}
@@ -172,10 +166,7 @@ def change_codes_between_layers(arrays, structure):
             "bias is float32",
         ),
         (lambda arrays, s: linear(s)["after"].append(1), "positional"),
-        (
-            lambda arrays, s: linear(s).update(relu="no"),
-            "relu is 'no'; its type must be bool",
-        ),
+        (lambda arrays, s: linear(s).update(relu="no"), "relu is 'no'; its type must be bool"),
         (
             lambda arrays, s: linear(s).update(name=["fc"]),
             r"name is \['fc'\]; its type must be str",
@@ -198,10 +189,7 @@ def change_codes_between_layers(arrays, structure):
             lambda arrays, s: first(s, "groups").update(groups=10**5),
             "it has 100,00. groups; 10,000 are allowed",
         ),
-        (
-            lambda arrays, s: s.update(layers=s["layers"] * 1000),
-            "000 layers; 1,000 are allowed",
-        ),
+        (lambda arrays, s: s.update(layers=s["layers"] * 1000), "000 layers; 1,000 are allowed"),
     ],
 )
 def test_an_inconsistent_file_is_refused(path, change, message):

@@ -20,25 +20,12 @@ from qhelpers import (
     train,
 )
 from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
-from qhelpers.integer.layers import (
-    WEIGHTED,
-    Conv2d,
-    Linear,
-    MaxPool2d,
-    QParams,
-    ReLU,
-    Reshape,
-)
+from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
 from qhelpers.integer.model import IntegerModel
 from qhelpers.integer.packing import packed_bytes
 from qhelpers.integer.products import pairs_that_can_saturate
 from qhelpers.integer.requantize import ARITHMETICS
-from qhelpers.torch_ao import (
-    codes_of_torch,
-    engine_arithmetic,
-    engine_saturates,
-    quantize_by_torch,
-)
+from qhelpers.torch_ao import codes_of_torch, engine_arithmetic, engine_saturates, quantize_by_torch
 from tests.models import BATCH, Branched, Untraceable
 from tests.models import ConvNet as AveragingConvNet
 

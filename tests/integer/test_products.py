@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qhelpers.integer.layers import Conv2d, Linear, QParams
-from qhelpers.integer.products import (
-    PRODUCTS,
-    by_blas,
-    largest_sum,
-    pairs_that_can_saturate,
-)
+from qhelpers.integer.products import PRODUCTS, by_blas, largest_sum, pairs_that_can_saturate
 from qhelpers.integer.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
 from qhelpers.torch_ao import engine_arithmetic
 from tests.integer.test_model import needs
