@@ -25,12 +25,9 @@ def output(text, tolerance=None):
 @pytest.mark.parametrize(
     "ref, new, tolerance",
     [
-        ("0.960", "0.961", None),
-        ("96.00%", "95.99%", None),
         ("scale 1.5e-05", "scale 1.6e-05", None),
         ("-0.4242129", "-0.4242", 0.001),
         ("100 images", "103 images", 5),
-        ("[0.1  0.25]", "[0.1   0.3]", 0.1),
         ("tensor([ 9.99, 1.00])", "tensor([10.00, 1.00])", None),
     ],
 )
@@ -41,8 +38,6 @@ def test_close_numbers_are_equal(ref, new, tolerance):
 @pytest.mark.parametrize(
     "ref, new, tolerance",
     [
-        ("0.960", "0.962", None),
-        ("96.00%", "95.98%", None),
         ("100 images", "101 images", None),
         ("100 images", "101 images", 0.5),
         ("96.00%, 100 bytes", "96.02%, 103 bytes", 5),
