@@ -8,13 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qhelpers import (
-    build_model,
-    choose_engine,
-    load_quantized,
-    quantize_model,
-    test,
-)
+from qhelpers import build_model, choose_engine, load_quantized, quantize_model, test
 from qhelpers.affine import asymmetric_quantization, symmetric_dequantize
 from qhelpers.ptq.layers import QuantizedActivation
 from tests.models import BATCH, Branched, ConvNet, Twice, Untraceable
@@ -55,10 +49,8 @@ def test_weights_and_scales_are_torch_s(conv_net, few, granularity):
     import torch.ao.quantization as reference
 
     choose_engine()
-    weight = {
-        "per tensor": reference.default_weight_observer,
-        "per channel": reference.default_per_channel_weight_observer,
-    }[granularity]
+    per = "per_channel_" if granularity == "per channel" else ""
+    weight = getattr(reference, f"default_{per}weight_observer")
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 10)]
     plain = nn.Sequential(*layers).eval()
@@ -96,28 +88,15 @@ def test_what_is_not_supported_is_named_and_the_rest_quantized(few):
 
 
 def test_bits_and_strategies_layer_by_layer(small):
-    quantized = quantize_model(
-        small,
-        [BATCH],
-        4,
-        3,
-        weight_strategy="mse",
-        activation_strategy="mse",
-        per_layer={
-            "2": {"weight_bits": 2, "activation_bits": 8, "activation_strategy": "cross-entropy"},
-            "input": {"activation_bits": None},
-        },
-    )
+    last = {"weight_bits": 2, "activation_bits": 8, "activation_strategy": "cross-entropy"}
+    per_layer = {"2": last, "input": {"activation_bits": None}}
+    strategies = {"weight_strategy": "mse", "activation_strategy": "mse"}
+    quantized = quantize_model(small, [BATCH], 4, 3, **strategies, per_layer=per_layer)
     assert quantized.graph.get_submodule("0").codes.abs().max() <= 8
-    assert quantized.graph.get_submodule("2").codes.unique().tolist() in (
-        [-2, -1, 0, 1],
-        [-1, 0, 1],
-    )
+    assert {*quantized.graph.get_submodule("2").codes.unique().tolist()} <= {-2, -1, 0, 1}
     places = parts(quantized, QuantizedActivation)
-    assert {name: place.bits for name, place in places.items()} == {
-        "quantize_0": 3,
-        "quantize_2": 8,
-    }
+    bits = {name: place.bits for name, place in places.items()}
+    assert bits == {"quantize_0": 3, "quantize_2": 8}
     assert places["quantize_2"].strategy == "cross-entropy"
 
 
@@ -236,36 +215,36 @@ def test_training_mode_is_warned_of(small):
 
 
 @pytest.mark.parametrize(
-    "batches, options, error, message",
+    "options, message",
     [
-        ([], {}, ValueError, "^calibration_batches is empty; it must hold at least one"),
-        ([BATCH, BATCH * np.nan], {}, ValueError, "^batch holds nan; all its values must be"),
-        ([BATCH.numpy()], {}, TypeError, "^calibration_batches holds ndarray; it must hold tensor"),
-        ([BATCH], {"weight_bits": 1}, ValueError, "^bits is 1; it must be an integer from 2 to 16"),
-        ([BATCH], {"activation_bits": 0}, ValueError, "^bits is 0; it must be an integer from 1"),
-        ([BATCH], {"weight_strategy": "kl"}, ValueError, "^weight_strategy is 'kl'; it must be"),
-        ([BATCH], {"activation_strategy": 1}, ValueError, "^activation_strategy is 1; it must be"),
-        (
-            [BATCH],
-            {"activation_strategy": "cross-entropy"},
-            ValueError,
-            "^activation_strategy is 'cross-entropy', which is for logits: give it in per_layer",
-        ),
-        ([BATCH], {"granularity": "per row"}, ValueError, "^granularity is 'per row'; it must be"),
-        ([BATCH], {"granularity": 4}, ValueError, "^granularity is 4; it must divide"),
-        ([BATCH], {"granularity": 9}, ValueError, "^granularity is 9; it must be an integer from"),
-        ([BATCH], {"per_layer": {"9": {}}}, ValueError, "^per_layer names '9'; the layers are"),
-        (
-            [BATCH],
-            {"per_layer": {"0": {"bits": 4}}},
-            ValueError,
-            "^per_layer has the option 'bits'",
-        ),
+        ({"weight_bits": 1}, "bits is 1; it must be an integer from 2 to 16"),
+        ({"activation_bits": 0}, "bits is 0; it must be an integer from 1"),
+        ({"weight_strategy": "kl"}, "weight_strategy is 'kl'; it must be"),
+        ({"activation_strategy": 1}, "activation_strategy is 1; it must be"),
+        ({"activation_strategy": "cross-entropy"}, ".*is for logits: give it in per_layer"),
+        ({"granularity": "per row"}, "granularity is 'per row'; it must be"),
+        ({"granularity": 4}, "granularity is 4; it must divide"),
+        ({"granularity": 9}, "granularity is 9; it must be an integer from"),
+        ({"per_layer": {"9": {}}}, "per_layer names '9'; the layers are"),
+        ({"per_layer": {"0": {"bits": 4}}}, "per_layer has the option 'bits'"),
     ],
 )
-def test_mistakes_end_in_a_clear_error(small, batches, options, error, message):
-    with pytest.raises(error, match=message):
-        quantize_model(small, batches, **options)
+def test_bad_options_are_named(small, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        quantize_model(small, [BATCH], **options)
+
+
+@pytest.mark.parametrize(
+    "batches, error, message",
+    [
+        ([], ValueError, "calibration_batches is empty; it must hold at least one"),
+        ([BATCH, BATCH * np.nan], ValueError, "batch holds nan; all its values must be"),
+        ([BATCH.numpy()], TypeError, "calibration_batches holds ndarray; it must hold tensor"),
+    ],
+)
+def test_bad_batches_are_named(small, batches, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        quantize_model(small, batches)
 
 
 def test_models_that_can_not_be_quantized():

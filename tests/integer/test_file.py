@@ -144,64 +144,21 @@ def change_codes_between_layers(arrays, structure):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda arrays, s: s.update(format="other"), "its format is 'other'; it must be"),
-        (lambda arrays, s: s["layers"][0].update(kind="LSTM"), "'LSTM'"),
-        (lambda arrays, s: s["layers"].pop(), "it holds arrays|has no"),
-        (
-            lambda arrays, s: arrays.update(more=np.zeros(3)),
-            "it holds arrays of no layer: .'more'.",
-        ),
-        (lambda arrays, s: arrays.pop(f"{first_linear(s)}.bias"), "bias"),
+        (lambda a, s: s.update(format="other"), "its format is 'other'; it must be"),
+        (lambda a, s: s["layers"][0].update(kind="LSTM"), "'LSTM'"),
+        (lambda a, s: s["layers"].pop(), "it holds arrays|has no"),
+        (lambda a, s: a.update(more=np.zeros(3)), "it holds arrays of no layer: .'more'."),
+        (lambda a, s: a.pop(f"{first_linear(s)}.bias"), "bias"),
         (change_codes_between_layers, "layer 'other' takes .*, and gets"),
-        (
-            lambda arrays, s: linear(s).update(weight=[20, 353]),
-            "packed is uint8 of shape",
-        ),
-        (
-            lambda arrays, s: linear(s).update(weight=[10**9, 10**9]),
-            "it has 1,000,000,000,000,.* weights; 16,777,216 are allowed",
-        ),
-        (
-            lambda arrays, s: linear(s).update(weight_bits=8),
-            "packed is uint8 of shape",
-        ),
-        (
-            lambda arrays, s: arrays.update(
-                {f"{first_linear(s)}.bias": np.full(20, np.nan, np.float32)}
-            ),
-            "bias is float32",
-        ),
-        (lambda arrays, s: linear(s)["after"].append(1), "positional"),
-        (
-            lambda arrays, s: linear(s).update(relu="no"),
-            "relu is 'no'; its type must be bool",
-        ),
-        (
-            lambda arrays, s: linear(s).update(name=["fc"]),
-            r"name is \['fc'\]; its type must be str",
-        ),
-        (
-            lambda arrays, s: linear(s).update(before=["0.1", 0, 255]),
-            "scale is '0.1'; its type must be float",
-        ),
-        (
-            lambda arrays, s: linear(s).update(weight=["a", 10**12]),
-            "weight is 'a'; its type must be int",
-        ),
-        (
-            lambda arrays, s: linear(s).update(weight=[-(10**6), 10**6]),
-            "it has 1,000,000,.* weights; 16,777,216 are allowed",
-        ),
-        (lambda arrays, s: first(s, "shape").update(shape=["a"]), "shape is 'a'; its type"),
-        (lambda arrays, s: first(s, "shape").update(shape=[0, -1]), "shape is .*; it must have"),
-        (
-            lambda arrays, s: first(s, "groups").update(groups=10**5),
-            "it has 100,00. groups; 10,000 are allowed",
-        ),
-        (
-            lambda arrays, s: s.update(layers=s["layers"] * 1000),
-            "000 layers; 1,000 are allowed",
-        ),
+        (lambda a, s: linear(s).update(weight=[20, 353]), "packed is uint8 of shape"),
+        (lambda a, s: linear(s).update(weight=[-(10**6), 10**6]), "weights; 16,777,216 are"),
+        (lambda a, s: linear(s)["after"].append(1), "positional"),
+        (lambda a, s: linear(s).update(relu="no"), "relu is 'no'; its type must be bool"),
+        (lambda a, s: linear(s).update(before=["1", 0, 255]), "scale is '1'; its type must be"),
+        (lambda a, s: linear(s).update(weight=["a", 1]), "weight is 'a'; its type must be int"),
+        (lambda a, s: first(s, "shape").update(shape=[0, -1]), "shape is .*; it must have"),
+        (lambda a, s: first(s, "groups").update(groups=10**5), "00. groups; 10,000 are allowed"),
+        (lambda a, s: s.update(layers=s["layers"] * 1000), "000 layers; 1,000 are allowed"),
     ],
 )
 def test_an_inconsistent_file_is_refused(path, change, message):
@@ -265,6 +222,11 @@ def bomb_that_lies(method):
     return change
 
 
+MEMBER = "sha256.npy"
+PICKLE = array_file(np.array([Alarm()], object))
+HUGE = array_file(None, descr="|u1", shape=(10**12,))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -272,27 +234,13 @@ def bomb_that_lies(method):
         (lambda path: np.savez(path, weights=np.zeros(3)), "sha256"),
         (lambda path: torch.save({"weights": torch.zeros(3)}, path), "unknown version|magic"),
         (lambda path: os.truncate(path, 2**40), "it has more than 16,777,216 bytes"),
-        (
-            with_members(**{"sha256.npy": array_file(np.array([Alarm()], object))}),
-            "sha256.npy doesn't hold object",
-        ),
-        (
-            with_members(**{"sha256.npy": array_file(None, descr="|u1", shape=(10**12,))}),
-            "sha256.npy doesn't hold uint8 of shape",
-        ),
-        (
-            with_members(**{"sha256.npy": array_file(None, descr="|u1", shape=(1,) * 60) + b"1"}),
-            "Header info length .* is large",
-        ),
+        (with_members(**{MEMBER: PICKLE}), "sha256.npy doesn't hold object"),
+        (with_members(**{MEMBER: HUGE}), "sha256.npy doesn't hold uint8 of shape"),
         (with_members(sha256=b"the name without .npy"), "it has a name twice: "),
-        (
-            with_members(zipfile.ZIP_DEFLATED, **{"bomb.npy": bytes(MOST_BYTES)}),
-            "it has 16,.* bytes of arrays; 16,777,216 are allowed",
-        ),
+        (with_members(zipfile.ZIP_DEFLATED, **{"bomb.npy": bytes(MOST_BYTES)}), "bytes of arrays"),
         (with_a_changed_bit, "its checksum is wrong"),
         (bomb_that_lies(zipfile.ZIP_DEFLATED), "the magic string is not correct"),
         (bomb_that_lies(zipfile.ZIP_LZMA), "is compressed, but not by deflate"),
-        (bomb_that_lies(zipfile.ZIP_BZIP2), "is compressed, but not by deflate"),
     ],
 )
 def test_what_is_no_file_of_ours_is_refused(path, change, message):

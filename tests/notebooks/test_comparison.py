@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from qhelpers.data import data_folder
-from tests.nbval_compare import Output, data_name
+from tests.nbval_compare import Output
 from tools.files import ROOT
 
 
@@ -25,12 +24,9 @@ def output(text, tolerance=None):
 @pytest.mark.parametrize(
     "ref, new, tolerance",
     [
-        ("0.960", "0.961", None),
-        ("96.00%", "95.99%", None),
         ("scale 1.5e-05", "scale 1.6e-05", None),
         ("-0.4242129", "-0.4242", 0.001),
         ("100 images", "103 images", 5),
-        ("[0.1  0.25]", "[0.1   0.3]", 0.1),
         ("tensor([ 9.99, 1.00])", "tensor([10.00, 1.00])", None),
     ],
 )
@@ -41,8 +37,6 @@ def test_close_numbers_are_equal(ref, new, tolerance):
 @pytest.mark.parametrize(
     "ref, new, tolerance",
     [
-        ("0.960", "0.962", None),
-        ("96.00%", "95.98%", None),
         ("100 images", "101 images", None),
         ("100 images", "101 images", 0.5),
         ("96.00%, 100 bytes", "96.02%, 103 bytes", 5),
@@ -142,31 +136,3 @@ def test_what_differs_fails_and_says_where_and_the_rest_is_counted(write):
     assert "14 cells print something: 11 were compared with the committed outputs, 3 ran" in said
     assert "2 not compared: it prints timings" in said
     assert "1 not compared: its numbers are MNIST's, and this machine has the digits" in said
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(data_name() != "mnist", reason="accuracies are compared on MNIST only")
-def test_a_changed_accuracy_word_or_row_in_a_notebook_fails(tmp_path):
-    path = tmp_path / "03_post_training_quantization.ipynb"
-    notebook = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
-    ends = []
-
-    def change(old, new):
-        """Change a text that one output holds; return the cell's number."""
-        for position, cell in enumerate(notebook.cells, 1):
-            for found in cell.get("outputs", []):
-                if old in found.get("text", ""):
-                    found.text = found.text.replace(old, new)
-                    ends.append(position)
-                    return cell.execution_count
-
-    accuracy = change("Accuracy: 96.00%\n", "Accuracy: 96.02%\n")
-    word = change("half a step", "half a stair")
-    row = change("torch.float32\n", "")
-    notebook.cells = notebook.cells[: max(ends)]  # the rest takes time, and tells nothing more
-    nbformat.write(notebook, path)
-    code, said = nbval(path, QHELPERS_DATA=str(data_folder().resolve()))
-    assert code == 1 and "3 failed" in said
-    for number in (accuracy, word, row):
-        assert f"In [{number}] of {path.name}: Cell outputs differ" in said
-    assert "96.00 is not within one in the last digit of the notebook's 96.02" in said

@@ -32,11 +32,8 @@ WRONG = {
     ],
     "1.2": [
         (ROUND + "return np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1)", "divide once"),
-        (
-            ROUND + "return np.clip(np.rint(x * (np.float32(1) / scale) + np.float32(zero_point)), "
-            "0, 2**bits - 1)",
-            "after rounding",
-        ),
+        (ROUND + "return np.clip(np.rint(x * (np.float32(1) / scale) + np.float32(zero_point)), "
+         "0, 2**bits - 1)", "after rounding"),
         (ROUND + "return np.rint(x * (1 / scale)) + zero_point", "not from 0 to 255"),
         (ROUND + "return np.clip(np.rint(x * (1 / scale)) + zero_point, 0, 255)", "end at 15"),
         (ROUND + "np.rint(x)", "return something"),
@@ -46,11 +43,8 @@ WRONG = {
     "2.1": [("codes = 16", "16 codes cover"), ("codes = 2", "nearer to 1.2")],
     "2.2": [("bits = 4", "take space"), ("bits = 4 + 2 / 128", "16 bits"), ("bits = 20", "share")],
     "2.3": [
-        (
-            "import qhelpers\ndef absolute_range(params, bits):\n"
-            "    return qhelpers.min_max_range(params)",
-            "mean absolute error is",
-        ),
+        ("import qhelpers\ndef absolute_range(params, bits):\n"
+         "    return qhelpers.min_max_range(params)", "mean absolute error is"),
         ("def absolute_range(params, bits):\n    return 1, -1", "(low, high)"),
         ("def absolute_range(params, bits):\n    return 0.5", "2 numbers"),
     ],
@@ -60,24 +54,14 @@ WRONG = {
         ("low, high = -2.8, 3.8", "other way round"),
     ],
     "3.2": [
-        (
-            FOLD + "return layer.weight * factor[:, None], norm.bias - factor * norm.running_mean",
-            "a bias of its own",
-        ),
-        (
-            FOLD + "return (layer.weight * factor[:, None], "
-            "norm.bias + layer.bias - factor * norm.running_mean)",
-            "scales the layer's own bias",
-        ),
-        (
-            FOLD + "factor = norm.weight / norm.running_var.sqrt()\n"
-            "    return layer.weight * factor[:, None], layer.bias",
-            "Add eps",
-        ),
-        (
-            FOLD + "layer.weight.mul_(factor[:, None])\n    return layer.weight, layer.bias",
-            "changes the layer's weight",
-        ),
+        (FOLD + "return layer.weight * factor[:, None], norm.bias - factor * norm.running_mean",
+         "a bias of its own"),
+        (FOLD + "return (layer.weight * factor[:, None], "
+         "norm.bias + layer.bias - factor * norm.running_mean)", "scales the layer's own bias"),
+        (FOLD + "factor = norm.weight / norm.running_var.sqrt()\n"
+         "    return layer.weight * factor[:, None], layer.bias", "Add eps"),
+        (FOLD + "layer.weight.mul_(factor[:, None])\n    return layer.weight, layer.bias",
+         "changes the layer's weight"),
     ],
     "3.3": [
         (PTQ.format(4), "3 are allowed"),
@@ -92,36 +76,21 @@ WRONG = {
     ],
     "4.2": [("gradient = [-2, 0.3, -0.4, 1]", "sign"), ("gradient = [0, -0.3, 0.4, 0]", "Beyond")],
     "4.3": [
-        (
-            STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
-            "    return (codes - zero_point) * scale",
-            "goes through round",
-        ),
-        (
-            STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
-            "    return x + ((codes - zero_point) * scale - x).detach()",
-            "clamp outside",
-        ),
+        (STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
+         "    return (codes - zero_point) * scale", "goes through round"),
+        (STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
+         "    return x + ((codes - zero_point) * scale - x).detach()", "clamp outside"),
         (STE + "return x.detach()", "lost its gradient"),
         (STE + "return x + 0", "values are not"),
     ],
     "5.1": [("longest = 18", "times -8"), ("longest = 32", "32,767")],
     "5.2": [
-        (
-            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
-            "    return acc.astype(np.int64) * M_0 >> shift",
-            "rounds down",
-        ),
-        (
-            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
-            "    return np.rint(acc * (M_0 / 2**shift))",
-            "a float came in",
-        ),
-        (
-            "import numpy as np\ndef multiply(acc, M_0, shift):\n"
-            "    return np.rint(acc * (M_0 / 2**shift)).astype(int)",
-            "halves to even",
-        ),
+        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
+         "    return acc.astype(np.int64) * M_0 >> shift", "rounds down"),
+        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
+         "    return np.rint(acc * (M_0 / 2**shift))", "a float came in"),
+        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
+         "    return np.rint(acc * (M_0 / 2**shift)).astype(int)", "halves to even"),
     ],
     "5.3": [
         ("inputs, weights = [255, 255], [127, 127]", "More is possible"),
@@ -133,18 +102,12 @@ WRONG = {
         ("bytes_of_numbers = 90_240", "210 of both"),
     ],
     "6.2": [
-        (
-            "def standard_error(accuracy, images):\n"
-            "    return (accuracy * (1 - accuracy) / images) ** 0.5",
-            "not in points",
-        ),
-        (
-            "def standard_error(accuracy, images):\n"
-            "    return 100 * accuracy * (1 - accuracy) / images",
-            "Take the root",
-        ),
+        ("def standard_error(accuracy, images):\n"
+         "    return (accuracy * (1 - accuracy) / images) ** 0.5", "not in points"),
+        ("def standard_error(accuracy, images):\n"
+         "    return 100 * accuracy * (1 - accuracy) / images", "Take the root"),
     ],
-}
+}  # fmt: skip
 
 
 def exercises(notebook):

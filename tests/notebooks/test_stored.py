@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from tests.nbval_compare import Output, ink
+from tests.nbval_compare import ink
 from tools.badges import FORMS, pattern, place, written
 from tools.files import ROOT
 from tools.notebooks import code_cells, describe_figures, figures_of
@@ -64,26 +64,6 @@ def test_stored_outputs_are_whole(notebook):
     assert faults(notebook) == []
 
 
-SPOIL = {
-    "never run": lambda cell: cell.update(execution_count=None),
-    "out of order": lambda cell: cell.update(execution_count=99),
-    "an error": lambda cell: cell.outputs.append(nbformat.v4.new_output("error", ename="E")),
-    "stderr": lambda cell: cell.outputs.append(
-        nbformat.v4.new_output("stream", name="stderr", text="a warning")
-    ),
-    "a path": lambda cell: cell.outputs.append(
-        nbformat.v4.new_output("stream", name="stdout", text="in /home/somebody/quant.py")
-    ),
-    "no figure": lambda cell: cell.update(outputs=[]),
-    "no alternative text": lambda cell: cell.outputs[0].metadata.clear(),
-    "a blank figure": lambda cell: cell.outputs[0].data.update({"image/png": BLANK_PNG}),
-}
-# A white PNG of one pixel.
-BLANK_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
-)
-
-
 def test_alternative_text_is_the_text_below_the_figure(notebook):
     again = copy.deepcopy(notebook)
     describe_figures(again)
@@ -95,12 +75,12 @@ def test_alternative_text_is_the_text_below_the_figure(notebook):
     assert any("without alternative text" in fault for fault in faults(again))
 
 
-@pytest.mark.parametrize("spoil", SPOIL)
-def test_each_fault_is_found(spoil):
+def test_what_is_wrong_is_found():
     notebook = nbformat.read(PATHS[0], as_version=4)
-    drawing = next(cell for cell in code_cells(notebook) if "plt.show()" in cell.source)
-    SPOIL[spoil](drawing)
-    assert len(faults(notebook)) == 1
+    first, *_, drawing = (cell for cell in code_cells(notebook) if "plt.show()" in cell.source)
+    first.outputs.append(nbformat.v4.new_output("stream", text="in /home/somebody/quant.py"))
+    drawing.update(execution_count=None, outputs=[])
+    assert [fault.split()[0] for fault in faults(notebook)] == ["the", "In", "In"]
 
 
 def test_metadata_is_normalised(notebook, path):
@@ -112,9 +92,8 @@ def test_metadata_is_normalised(notebook, path):
 
 def test_badges_lead_to_this_notebook(notebook, path):
     opening = notebook.cells[0].source
-    colab, binder = [written(form, *place(ROOT)) for form in FORMS if form.startswith("https://")][
-        :2
-    ]
+    addresses = [written(form, *place(ROOT)) for form in FORMS if form.startswith("https://")]
+    colab, binder, *_ = addresses
     assert f"]({colab}{path.name})" in opening
     assert f"]({binder}lab/tree/notebooks/{path.name})" in opening
 
@@ -139,26 +118,3 @@ def test_every_address_is_the_one_in_pyproject():
     found = [match[0] for text in texts for form in FORMS for match in pattern(form).finditer(text)]
     expected = {written(form, repo, branch) for form in FORMS}
     assert len(found) > 3 * len(PATHS) and set(found) <= expected
-
-
-def accuracies(path):
-    """The outputs of a notebook that print an accuracy, with its place in the text."""
-    for cell in code_cells(nbformat.read(path, as_version=4)):
-        for output in cell.outputs:
-            for found in re.finditer(r"\d+\.\d+(?=%)", output.get("text", "")):
-                yield output.text, found.start(), found[0]
-
-
-def test_any_changed_digit_of_an_accuracy_is_seen():
-    """A digit before the last, changed by any amount; the last, changed by two or more."""
-    seen = 0
-    for path in PATHS:
-        for text, start, number in accuracies(path):
-            for place_, digit in enumerate(number):
-                for other in set("0123456789") - {digit} if digit != "." else ():
-                    if place_ == len(number) - 1 and abs(int(digit) - int(other)) < 2:
-                        continue
-                    at = start + place_
-                    assert Output(text[:at] + other + text[at + 1 :]) != Output(text)
-                    seen += 1
-    assert seen > 200

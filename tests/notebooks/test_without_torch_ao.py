@@ -8,8 +8,9 @@ import nbformat
 import pytest
 
 from qhelpers import has_torch_ao
-from tests.nbval_compare import Output, data_name, tags, tolerance
-from tests.notebooks.test_without_deployment_packages import environment_without_them
+from tests.nbval_compare import data_name, tags
+from tests.notebooks.test_cells_again import printed
+from tests.notebooks.test_without_deployment_packages import without_them  # noqa: F401
 from tools.files import ROOT
 from tools.notebooks import client_of, code_cells
 
@@ -33,26 +34,18 @@ vars(torch.ao).pop("quantization", None)
 NOTE = "Skipped: this PyTorch has no torch.ao.quantization"
 
 
-def printed(cell):
-    """What a cell printed, where it may be compared."""
-    text = Output("".join(output.get("text", "") for output in cell.outputs))
-    text.tolerance = tolerance(tags(cell))
-    return text
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_the_notebook_runs_without_it(path, tmp_path):
+def test_the_notebook_runs_without_it(path, without_them):  # noqa: F811
     committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(TAKE_IT_AWAY))
-    environment = environment_without_them(tmp_path)
-    client_of(notebook).execute(env=environment)  # a cell that raises ends it
+    client_of(notebook).execute(env=without_them)  # a cell that raises ends it
     said = 0
     for before, after in zip(code_cells(committed), code_cells(notebook)[1:]):
         assert before.source == after.source
         if "if has_torch_ao():" in before.source:
-            assert NOTE in printed(after), before.source
+            assert NOTE in printed(after)[0], before.source
             said += 1
         elif "timing" not in tags(before) and (
             "mnist" not in tags(before) or data_name() == "mnist"

@@ -74,13 +74,12 @@ def variance_of_change(layer, x, bits, granularity, high):
     return change.var(dim=1, correction=0).numpy()
 
 
-@pytest.mark.parametrize("bits", [3])
-def test_ranges_are_near_a_brute_force_search(layer, bits):
+def test_ranges_are_near_a_brute_force_search(layer):
     """Of 400 ranges, tried on the outputs, the best is hardly better; min-max is worse.
 
     Single channels may miss it: with so few weights, the error jumps from range to range.
     """
-    x = batch_for(layer)
+    x, bits = batch_for(layer), 3
     weight, moments = layer.weight.detach(), moments_of(layer, x)
     parts = np.linspace(0.0025, 1, 400)
     for granularity, largest in [
@@ -117,15 +116,9 @@ def test_the_bias_takes_up_the_mean_change(layer, granularity, layer_after_layer
     x = batch_for(layer)
     with torch.no_grad():
         expected = layer(x)
-    quantized = quantize_model(
-        nn.Sequential(layer).eval(),
-        x.split(10),
-        2,
-        None,
-        bias_correction=True,
-        granularity=granularity,
-        layer_after_layer=layer_after_layer,
-    )
+    options = {"granularity": granularity, "layer_after_layer": layer_after_layer}
+    model = nn.Sequential(layer).eval()
+    quantized = quantize_model(model, x.split(10), 2, None, bias_correction=True, **options)
     found = quantized(x)
     axes = (0,) if isinstance(layer, nn.Linear) else (0, 2, 3)
     assert torch.allclose(found.mean(axes), expected.mean(axes), atol=1e-3)

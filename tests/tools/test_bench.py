@@ -6,7 +6,7 @@ import torch
 
 from qhelpers import load_data
 from tools.bench import engines, kernels, loops, searches
-from tools.bench.__main__ import draw, rows
+from tools.bench.__main__ import rows
 from tools.bench.comparison import OURS, Comparison, peak_of
 
 
@@ -29,15 +29,6 @@ def test_the_table_has_medians_spreads_ratio_and_whether_the_goal_is_reached():
     assert [cell.strip() for cell in row.split("|")[1:-1]] == expected.split("|")
     missed = Comparison("sorting", 1000, "values", MADE_UP.times, {"torch": 2.6})
     assert "2.6: missed" in next(rows(missed))
-
-
-def test_the_figure_has_a_panel_for_each_task_and_a_line_for_each_rival():
-    larger = Comparison("sorting", 10_000, "values", {OURS: [1], "torch": [2], "naive": [3]})
-    other = Comparison("adding", 10, "images", {OURS: [1], "torch": [2]})
-    first, second = draw([MADE_UP, larger, other]).axes
-    assert [ax.get_title() for ax in (first, second)] == ["sorting", "adding"]
-    lines = {line.get_label(): line.get_ydata() for line in first.lines}
-    assert lines["torch"] == pytest.approx([2.5, 2]) and lines["naive"] == pytest.approx([3])
 
 
 def test_the_peak_is_what_is_taken_beside_the_output():

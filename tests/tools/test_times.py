@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from tests.notebooks.test_stored import PATHS
-from tools.times import IN_OPENING, README, rounded_up, with_time, write
+from tools.times import IN_OPENING, README, rounded_up, write
 
 ROW = re.compile(r"\(notebooks/(.+?)\).*\| (\d+) s \|$", re.MULTILINE)
 
@@ -18,11 +18,7 @@ def test_the_openings_have_the_times_of_the_table_in_tens():
     openings = {path.name: nbformat.read(path, as_version=4).cells[0].source for path in PATHS}
     assert rows == {name: re.search(r"(\d+) seconds", text)[1] for name, text in openings.items()}
     assert all(seconds.endswith("0") for seconds in rows.values())
-
-
-@pytest.mark.parametrize("measured, written", [(0.1, 10), (10, 10), (10.01, 20), (99.9, 100)])
-def test_times_are_rounded_up(measured, written):
-    assert rounded_up(measured) == written
+    assert [*map(rounded_up, (0.1, 10, 10.01, 99.9))] == [10, 10, 20, 100]
 
 
 @pytest.fixture
@@ -48,9 +44,3 @@ def test_nothing_is_written_where_a_place_is_missing(copies):
     with pytest.raises(ValueError, match="was 0 times"):
         write(notebook, readme, 770)
     assert notebook.read_text(encoding="utf-8") == before
-
-
-def test_two_places_are_one_too_many():
-    twice = "**Running it takes** 10 seconds. " * 2
-    with pytest.raises(ValueError, match="was 2 times"):
-        with_time(twice, IN_OPENING, 20)

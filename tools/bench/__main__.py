@@ -1,4 +1,4 @@
-"""Run all comparisons on one thread; write their table and a figure of it to build/.
+"""Run all comparisons on one thread; write their table to build/bench.md.
 
 Run as `make bench`, which sets OMP_NUM_THREADS=1, as NumPy reads it when it is imported. It
 takes some minutes, and 2 GB of memory.
@@ -8,11 +8,7 @@ import os
 import statistics
 import sys
 
-import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullLocator
-
 from qhelpers import load_data, silence_known_warnings
-from qhelpers.files import whole_file
 from tools.bench import engines, kernels, loops, searches
 from tools.bench.comparison import OURS
 from tools.notebooks import BUILD, replace
@@ -42,9 +38,7 @@ def main():
             print("".join(rows(comparison)), end="", flush=True)
             done.append(comparison)
     replace(BUILD / "bench.md", HEADER + "".join(map("".join, map(rows, done))))
-    with whole_file(BUILD / "bench.png") as part:
-        draw(done).savefig(part, format="png")
-    print(f"written to {BUILD / 'bench.md'} and bench.png")
+    print(f"written to {BUILD / 'bench.md'}")
 
 
 def rows(comparison):
@@ -68,28 +62,6 @@ def rows(comparison):
 def milliseconds(times):
     median, low, high = (1e3 * f(times) for f in (statistics.median, min, max))
     return f"{median:.4g}", f"{low:.4g} to {high:.4g}"
-
-
-def draw(comparisons):
-    """Return a figure: for each task, how many times as fast ours is, against the size."""
-    tasks = list(dict.fromkeys(comparison.task for comparison in comparisons))
-    with plt.style.context("qhelpers.figures"):
-        figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.4), squeeze=False)
-        for ax, task in zip(axes[0], tasks):
-            of_task = [comparison for comparison in comparisons if comparison.task == task]
-            rivals = dict.fromkeys(rival for one in of_task for rival in one.rivals())
-            for rival, marker in zip(rivals, "os^Dv"):
-                with_rival = [one for one in of_task if rival in one.times]
-                sizes = [one.size for one in with_rival]
-                speeds = [one.speed(rival) for one in with_rival]
-                ax.plot(sizes, speeds, marker + "-", label=rival)
-            ax.axhline(1, color="0.5", linestyle=":")
-            ax.set(title=task, xscale="log", yscale="log", xlabel=of_task[0].unit)
-            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.legend(fontsize="small", title="compared with")
-        axes[0, 0].set_ylabel("times as fast")
-    return figure
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000)
             OURS: lambda n: train(new(), data, batch_size=BATCH_SIZE, total_iterations_limit=n),
             PLAIN: lambda n: plain_train(new(), loader, n),
         }
-        times = times_in_turn(silenced(functions), count, rounds)
+        functions = {name: silenced(function) for name, function in functions.items()}
+        times = times_in_turn(functions, count, rounds)
         goals = {PLAIN: 4} if count == max(iterations) else {}
         yield Comparison("training, batches of 10", count, "iterations", times, goals)
     for count in images:
@@ -36,7 +37,8 @@ def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000)
             OURS: lambda n: test(new(), data, n // 1000),
             PLAIN: lambda n: plain_test(new(), plain_loader(Subset(test_set, range(n)))),
         }
-        times = times_in_turn(silenced(functions), count, rounds)
+        functions = {name: silenced(function) for name, function in functions.items()}
+        times = times_in_turn(functions, count, rounds)
         goals = {PLAIN: 60} if count == max(images) else {}
         yield Comparison("testing", count, "images", times, goals)
 
@@ -45,21 +47,14 @@ def new():
     return build_model(VerySimpleNet, 0)
 
 
-def silenced(functions):
-    """Return the functions with their output discarded; they still draw their progress bars."""
+def silenced(function):
+    """Return the function with its output discarded; it still draws its progress bars."""
 
-    def silently(function, argument):
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stderr(nowhere),
-            contextlib.redirect_stdout(nowhere),
-        ):
+    def silently(argument):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             return function(argument)
 
-    return {
-        name: lambda argument, function=function: silently(function, argument)
-        for name, function in functions.items()
-    }
+    return silently
 
 
 def plain_set(train):
