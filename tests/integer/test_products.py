@@ -17,6 +17,8 @@ from tests.integer.test_model import needs
 
 CODE, WEIGHT = st.integers(0, 255), st.integers(-128, 127)
 ROUNDED_BIAS = ("qnnpack", "onnxruntime", "fixed-point")
+engines = pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+granularities = pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
 EXTREME = st.sampled_from([0, 1, 127, 128, 254, 255])
 
 
@@ -193,8 +195,8 @@ def by_torch(layer, codes, engine):
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
-@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+@granularities
+@engines
 def test_random_layers_have_torch_s_codes(engine, granularity, relu):
     """Eight million codes for each engine, from scales and biases that no network has."""
     needs(engine)
@@ -227,8 +229,8 @@ def layer_on_ties(seed, granularity):
     return layer, np.arange(256, dtype=np.uint8).reshape(-1, 1)
 
 
-@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+@granularities
+@engines
 def test_layers_on_ties_have_torch_s_codes(engine, granularity):
     """There, each arithmetic of another engine, version or CPU is wrong."""
     needs(engine)
@@ -242,8 +244,8 @@ def test_layers_on_ties_have_torch_s_codes(engine, granularity):
     assert min(off.values()) > 0
 
 
-@pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
-@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack", "onednn"])
+@granularities
+@engines
 def test_convolutions_on_ties_have_torch_s_codes(engine, granularity):
     """The same layers as convolutions of single pixels, which some engines compute otherwise."""
     needs(engine)

@@ -2,21 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from qhelpers import load_data
 from tools.bench import engines, kernels, loops, searches
 from tools.bench.__main__ import rows
 from tools.bench.comparison import OURS, Comparison, peak_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 MADE_UP = Comparison(
     "sorting", 1000, "values", {OURS: [0.1, 0.2, 0.9], "torch": [0.5, 0.6, 0.1]}, {"torch": 2.4}
