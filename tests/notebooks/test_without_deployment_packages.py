@@ -1,6 +1,5 @@
 """Where the extra "deploy" is not installed: notebook 6 says what installs it, all else runs."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -21,28 +20,10 @@ from qhelpers.optional_packages import (
     require_deployment_packages,
 )
 from tools.files import ROOT
-from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells
+from tools.notebooks import client_of, code_cells
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRA = PROJECT["optional-dependencies"]["deploy"]
-# Python runs this before all else: for its finders, the packages are nowhere.
-SITE = f"""
-import sys
-
-for finder in sys.meta_path:
-    if getattr(finder, "__name__", "") == "PathFinder":
-        find_spec = finder.find_spec
-        finder.find_spec = lambda name, *rest: (
-            None if name.partition(".")[0] in {PACKAGES} else find_spec(name, *rest)
-        )
-"""
-
-
-@pytest.fixture
-def without_them(tmp_path):
-    """The environment of a process in which the packages of the extra aren't installed."""
-    (tmp_path / "sitecustomize.py").write_text(SITE)
-    return os.environ | KERNEL_ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
 
 
 def test_the_command_installs_the_extra():

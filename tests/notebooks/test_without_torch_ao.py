@@ -10,7 +10,6 @@ import pytest
 from qhelpers import has_torch_ao
 from tests.nbval_compare import data_name, tags
 from tests.notebooks.test_cells_again import printed
-from tests.notebooks.test_without_deployment_packages import without_them  # noqa: F401
 from tools.files import ROOT
 from tools.notebooks import client_of, code_cells
 
@@ -36,7 +35,7 @@ NOTE = "Skipped: this PyTorch has no torch.ao.quantization"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_the_notebook_runs_without_it(path, without_them):  # noqa: F811
+def test_the_notebook_runs_without_it(path, without_them):
     committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(TAKE_IT_AWAY))
