@@ -7,12 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from qhelpers import build_model, load_data, train
+from qhelpers import build_model, load_data, train_or_load
 from tests.models import ConvNet
-
-# The same examples in each run, however slow the machine.
-hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("same")
 
 # The files that take longest, in order: they start first, so that no worker waits for the other.
 LONG = (
@@ -28,6 +24,15 @@ LONG = (
     "test_experiments.py",
     "test_comparison.py",
 )
+
+
+def pytest_configure(config):
+    """The same examples in each run, however slow the machine; fewer in a short run."""
+    count = 25 if config.option.markexpr == "not slow" else 100
+    hypothesis.settings.register_profile(
+        "same", deadline=None, derandomize=True, max_examples=count
+    )
+    hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items):
@@ -51,7 +56,7 @@ def few(data):
 @pytest.fixture(scope="session")
 def conv_net(data):
     model = build_model(ConvNet, 0)
-    train(model, data, total_iterations_limit=300)
+    train_or_load(model, data)
     return model.eval()
 
 

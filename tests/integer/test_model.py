@@ -60,8 +60,8 @@ def different(ours, theirs):
 @pytest.mark.parametrize("reduce_range", [True, False], ids=["7 bits", "8 bits"])
 @pytest.mark.parametrize("granularity", ["per tensor", "per channel"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_code_is_torch_s(net, data, engine, granularity, reduce_range):
-    """A network, fused and not, every layer, all test images.
+def test_every_code_is_torch_s(net, few, engine, granularity, reduce_range):
+    """A network, fused and not, every layer, 1,000 test images.
 
     Where the engine saturates on this CPU, torch is off, and an emulation has its codes.
     """
@@ -69,17 +69,17 @@ def test_every_code_is_torch_s(net, data, engine, granularity, reduce_range):
     saturated = total = 0
     for fused in (True, False):
         options = {"granularity": granularity, "reduce_range": reduce_range, "fused": fused}
-        theirs = quantize_by_torch(net, data.train_images[:1000], engine, **options)
+        theirs = quantize_by_torch(net, few.train_images[:1000], engine, **options)
         model = integer_model(theirs, engine_arithmetic(engine))
-        codes = codes_of_torch(theirs, data.test_images)
-        off, count = different(codes_of(model, data.test_images), codes)
+        codes = codes_of_torch(theirs, few.test_images)
+        off, count = different(codes_of(model, few.test_images), codes)
         total += count
         if off and engine_saturates(engine):
             emulated = model.computing(model.arithmetic, "saturating")
-            assert different(codes_of(emulated, data.test_images), codes)[0] == 0
+            assert different(codes_of(emulated, few.test_images), codes)[0] == 0
             saturated, off = saturated + off, 0
         assert off == 0
-    assert total == len(data.test_images) * (994 + 1194)
+    assert total == len(few.test_images) * (994 + 1194)
     if saturated:
         pytest.skip(
             f"not tested exactly: on this CPU {engine} saturates, which puts {saturated:,} of "
