@@ -170,7 +170,7 @@ def damaged(content):
     )
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_refused_or_holds_a_model_that_works(tmp_path, count):
     path = tmp_path / "model.npz"
     save_integer_model(small_model(), path)

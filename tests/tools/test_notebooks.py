@@ -151,6 +151,7 @@ def test_refresh_keeps_a_notebook_that_raises(project):
     assert files(project / "notebooks") == before
 
 
+@pytest.mark.slow
 def test_no_such_notebook(project):
     done = run(project, "run", "7")
     assert done.returncode == 1 and "begins with '7'" in done.stderr

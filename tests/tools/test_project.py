@@ -60,6 +60,7 @@ def requirements_of(name):
             yield canonicalize_name(needed.name)
 
 
+@pytest.mark.slow
 def test_every_package_that_is_needed_is_pinned():
     """Follows the requirements of the requirements, but for PyTorch's own CUDA libraries."""
     waiting, seen = {canonicalize_name(needed.name) for needed in REQUIREMENTS}, set()
@@ -98,6 +99,7 @@ def test_ci_runs_the_oldest_torch_that_is_admitted():
     )
 
 
+@pytest.mark.slow
 def test_the_workflows_fit_github_s_schema():
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     assert workflows
@@ -122,6 +124,7 @@ def test_the_tests_ignore_the_warnings_that_the_notebooks_hide_and_no_others():
     assert filters == ["error", *(f"ignore:{message}" for message in KNOWN_WARNINGS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code, imported", [("qhelpers", []), ("requests", ["requests"])])
 def test_importing_the_course_leaves_slow_packages_until_they_are_used(code, imported):
     slow = "{'matplotlib', 'onnx', 'onnxruntime', 'requests', 'sklearn', 'torchao', 'torchvision'}"
