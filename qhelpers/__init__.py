@@ -36,6 +36,7 @@ from qhelpers.ranges import (
     percentile_range,
 )
 from qhelpers.size import print_size_of_model
+from qhelpers.sliders import sliders
 from qhelpers.torch_ao import choose_engine, has_torch_ao, silence_known_warnings
 from qhelpers.training import test, train, train_or_load
 
@@ -76,6 +77,7 @@ __all__ = [
     "require_deployment_packages",
     "save_integer_model",
     "silence_known_warnings",
+    "sliders",
     "symmetric_dequantize",
     "symmetric_quantization",
     "test",

@@ -28,13 +28,15 @@ from tools.site import build
 SITE = BUILD / "site"
 EMPTY = tempfile.mkdtemp(prefix="quantization-")
 atexit.register(shutil.rmtree, EMPTY, ignore_errors=True)
-# In the kernels: no progress bars among the outputs, numbers that don't depend on the cores, and
-# figures as the course draws them, whatever the user has set for Matplotlib and IPython.
+# In the kernels: no progress bars among the outputs, numbers that don't depend on the cores,
+# figures as the course draws them, whatever the user has set for Matplotlib and IPython, and no
+# sliders above them.
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "OMP_NUM_THREADS": "1",
     "MPLBACKEND": "",
     "IPYTHONDIR": EMPTY,
+    "QHELPERS_STILL": "1",
 }
 CELL_TIMEOUT = 600  # seconds
 AT_ONCE = 2  # notebooks that run at the same time, each on one thread
