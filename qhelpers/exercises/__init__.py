@@ -1,5 +1,5 @@
-"""The notebooks' exercises: whether an answer is right, and a hint where it isn't."""
+"""The notebooks' exercises: whether an answer is right, a hint where it isn't, what is left."""
 
-from qhelpers.exercises.check import check
+from qhelpers.exercises.check import check, progress
 
-__all__ = ["check"]
+__all__ = ["check", "progress"]

@@ -1,5 +1,7 @@
 """How an answer is read, and how a checker says what is wrong with it."""
 
+from decimal import Decimal
+
 import numpy as np
 import torch
 
@@ -44,8 +46,21 @@ def reals(answer, count=None):
 
 
 def near(answer, wanted):
-    """Whether an answer is the wanted number, or holds the wanted numbers, but for rounding."""
+    """Whether an answer equals the wanted number, or each of the wanted numbers, up to rounding."""
     return np.allclose(answer, wanted, rtol=1e-3, atol=1e-6)
+
+
+def rounded(answer, wanted):
+    """Whether each number is the wanted one, rounded to two significant digits or more."""
+    pairs = zip(np.ravel(answer).tolist(), np.ravel(wanted).tolist(), strict=True)
+    return near(answer, wanted) or all(rounds_to(number, exact) for number, exact in pairs)
+
+
+def rounds_to(number, exact):
+    """Whether `exact`, rounded to the digits in which `number` is written, is `number`."""
+    written = Decimal(repr(number)).normalize()
+    unit = Decimal(1).scaleb(written.as_tuple().exponent)  # of the last digit that is written
+    return abs(written) >= 10 * unit and abs(written - Decimal(exact)) <= unit / 2
 
 
 def round_trip(params, bits, range_=None):

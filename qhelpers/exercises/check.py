@@ -1,4 +1,4 @@
-"""The verdict on an exercise: right, not right yet with a hint, or not tried yet."""
+"""The verdict on an exercise, with a hint if it isn't right yet, and how many are solved."""
 
 from types import FunctionType
 
@@ -14,6 +14,8 @@ from qhelpers.exercises.answers import Wrong
 
 NOTEBOOKS = (notebook_1, notebook_2, notebook_3, notebook_4, notebook_5, notebook_6)
 CHECKS = {exercise: function for each in NOTEBOOKS for exercise, function in each.CHECKS.items()}
+RIGHT = "right."
+SOLVED = set()  # as long as the kernel runs
 
 
 def check(exercise, *answers):
@@ -24,6 +26,7 @@ def check(exercise, *answers):
         holds nothing else, the exercise counts as not tried yet.
 
     The verdict is one printed line, even if an answer is of the wrong type or raises an error.
+    After the last exercise of a notebook, a second line says how many are solved.
     Raises ValueError if there is no such exercise, TypeError if the number of answers is wrong.
     """
     if exercise not in CHECKS:
@@ -31,7 +34,26 @@ def check(exercise, *answers):
     function = CHECKS[exercise]
     if len(answers) != function.__code__.co_argcount:
         raise TypeError(f"exercise {exercise} takes {function.__code__.co_argcount} answers")
-    print(f"Exercise {exercise}: {verdict(function, answers)}")
+    told = verdict(function, answers)
+    if told == RIGHT:
+        SOLVED.add(exercise)
+    print(f"Exercise {exercise}: {told}")
+    for notebook in NOTEBOOKS:
+        if exercise == [*notebook.CHECKS][-1]:
+            print(solved(notebook))
+
+
+def progress():
+    """Print for each notebook how many of its exercises were solved since the kernel started."""
+    for number, notebook in enumerate(NOTEBOOKS, 1):
+        print(f"Notebook {number}: {solved(notebook)}")
+
+
+def solved(notebook):
+    """Return how many exercises of a notebook are solved, and which are left, as text."""
+    left = [exercise for exercise in notebook.CHECKS if exercise not in SOLVED]
+    count = f"{len(notebook.CHECKS) - len(left)} of {len(notebook.CHECKS)} solved"
+    return f"{count}; left: {', '.join(left)}." if left else f"{count}."
 
 
 def verdict(function, answers):
@@ -44,7 +66,7 @@ def verdict(function, answers):
         return f"not right yet. {hint}"
     except Exception as error:  # the reader's code may raise anything
         return f"not right yet. It raises {type(error).__name__}: {error}"
-    return "right."
+    return RIGHT
 
 
 def untouched(answer):
