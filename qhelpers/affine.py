@@ -64,7 +64,7 @@ def symmetric_quantization(
     bits: integer from 2 to 16.
     range: (low, high), the real numbers to cover; the end farther from 0 decides.
     narrow_range: with True the codes are -n..n with n = 2**(bits-1) - 1, and the farthest
-        number gets n or -n. With False there is one more, -n-1, and a step is the range's
+        number gets n or -n. With False the lowest code is -n-1, and a step is the range's
         width divided by 2**bits - 1, as in torch; a number at the high end is clipped.
 
     Returns (quantized, scale): an array of `params`' shape in the smallest signed type that
@@ -87,7 +87,7 @@ def asymmetric_dequantize(params_q, scale, zero):
 
     params_q: array of codes; scale and zero: as `asymmetric_quantization` returned them.
     Returns an array of `params_q`'s shape and `scale`'s type.
-    Raises ValueError where the shapes don't fit.
+    Raises ValueError if the shapes don't fit.
     """
     params_q, scale = checked_array(params_q, "params_q"), checked_params(scale, "scale")
     zero = checked_array(zero, "zero").astype(scale.dtype)
@@ -109,7 +109,7 @@ def symmetric_dequantize(params_q, scale):
 def quantization_error(params, params_dequantized):
     """Return the mean of the squared differences, in the square of `params`' unit.
 
-    Both are arrays or tensors of the same shape; ValueError where they aren't.
+    Both are arrays or tensors of the same shape; ValueError if they aren't.
     """
     params = checked_params(params)
     params_dequantized = checked_params(params_dequantized, "params_dequantized")

@@ -36,7 +36,7 @@ def checked_params(params, name="params"):
 
 
 def checked_finite(params, name="params"):
-    """Return the array `params`, or raise ValueError where it holds NaN or infinity."""
+    """Return the array `params`, or raise ValueError if it holds NaN or infinity."""
     finite = np.isfinite(params)
     if not finite.all():
         raise ValueError(f"{name} holds {params[~finite][0]}; all its values must be finite")
@@ -46,7 +46,7 @@ def checked_finite(params, name="params"):
 def finite_ends(params, name="params"):
     """Return the smallest and the largest number of an array.
 
-    Raises ValueError where it holds NaN or infinity. Only the ends are checked, because NaN and
+    Raises ValueError if it holds NaN or infinity. Only the ends are checked, because NaN and
     infinity end up there; checking every number would take an array as large as `params`.
     """
     low, high = params.min(), params.max()
@@ -83,8 +83,8 @@ def checked_percentile(percentile):
 def checked_range(range, dtype, shape):
     """Return the two ends of a given range, (low, high), as arrays of this type and shape.
 
-    Each end is one number, or as many as `shape` has room for. Raises TypeError where
-    `range` isn't a pair of numbers, and ValueError where an end isn't finite, `low` is
+    Each end is one number, or as many as `shape` has room for. Raises TypeError if
+    `range` isn't a pair of numbers, and ValueError if an end isn't finite, `low` is
     above `high`, or an end has the wrong number of values.
     """
     try:

@@ -67,7 +67,7 @@ def load_data():
     """Load MNIST, or the digits where MNIST can't be had; print one line that says which.
 
     The environment variable QHELPERS_DATASET, "mnist" or "digits", forces one of the two.
-    Raises MNISTUnavailable where MNIST is forced and can't be had, ValueError where the
+    Raises MNISTUnavailable if MNIST is forced and can't be had, ValueError if the
     variable holds anything else.
     """
     wanted = os.environ.get("QHELPERS_DATASET", "")
@@ -94,7 +94,7 @@ def load_data():
 
 
 def load_mnist():
-    """Return MNIST as Data, downloaded at need; raise MNISTUnavailable where that fails."""
+    """Return MNIST as Data, downloaded if necessary; raise MNISTUnavailable if that fails."""
     # Slow to import, so only here. The class MNIST would read the folder `processed` of an old
     # torchvision instead, if there is one, and nothing verifies that.
     from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -144,8 +144,8 @@ def data_folder():
 def provide_file(raw):
     """Make sure that the MNIST file `raw` is there, whole and unchanged.
 
-    A missing or damaged one is unpacked from the .gz beside it, which is downloaded where
-    it is missing or damaged too. Raises MNISTUnavailable if that fails, too.
+    A missing or damaged file is unpacked from the .gz beside it; a missing or damaged .gz is
+    downloaded. Raises MNISTUnavailable if the download fails.
     """
     packed = raw.with_name(raw.name + ".gz")
     try:

@@ -24,7 +24,7 @@ class MinMaxObserver:
         otherwise codes 0..2**bits-1, torch's quint8.
     reduce_range: use one bit less of the codes.
 
-    Call it with a batch, a float tensor: it returns the batch. Raises ValueError where the
+    Call it with a batch, a float tensor: it returns the batch. Raises ValueError if the
     batch is empty or holds NaN or infinity; such a batch doesn't change the range.
     Source: Krishnamoorthi 2018, section 2; torch.ao.quantization.MinMaxObserver.
     """
@@ -62,7 +62,7 @@ class MinMaxObserver:
     def calculate_qparams(self):
         """Return (scale, zero_point), a float32 and an int32 tensor.
 
-        Raises RuntimeError where no batch was seen.
+        Raises RuntimeError if no batch was seen.
         """
         return qparams(*self.range(), self.quant_min, self.quant_max, self.symmetric)
 

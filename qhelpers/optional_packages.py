@@ -13,9 +13,9 @@ KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torch
 
 
 def require_deployment_packages():
-    """Raise ModuleNotFoundError where one of PACKAGES is missing; it says what installs them.
+    """Raise ModuleNotFoundError if one of PACKAGES is missing; it says what installs them.
 
-    Raise RuntimeError where PyTorch is older than OLDEST_TORCH. Otherwise hide the log line
+    Raise RuntimeError if PyTorch is older than OLDEST_TORCH. Otherwise hide the log line
     KNOWN_LOG, which is about torchao's own code.
     """
     missing = missing_packages()

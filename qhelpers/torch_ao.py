@@ -33,7 +33,7 @@ def has_torch_ao():
 def choose_engine():
     """Set torch's quantized engine to the first of ENGINES available here; return its name.
 
-    Raises RuntimeError where it has none of them.
+    Raises RuntimeError if it has none of them.
     """
     available = torch.backends.quantized.supported_engines
     for engine in ENGINES:

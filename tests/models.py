@@ -26,7 +26,7 @@ class ConvNet(nn.Module):
 
 
 class Branched(nn.Module):
-    """A branch through LayerNorm and a sum, neither of which is supported."""
+    """A branch through LayerNorm and a sum; neither is supported."""
 
     def __init__(self):
         super().__init__()

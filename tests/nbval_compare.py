@@ -1,13 +1,13 @@
 """Make nbval compare numbers with a tolerance, figures at all, and say what it compared.
 
-A float may be off by one in its last printed digit, and an integer must be equal. In a cell
-tagged ``tol-X`` floats may be off by X below 1, or integers by X of 1 or more. All else is
-exact, but where a number changed, the spacing in its line or brackets may follow. A figure must
-be there, and hold about as much ink as the committed one.
+A float may differ by one in its last printed digit; an integer must be equal. In a cell
+tagged ``tol-X`` floats may be off by X below 1, or integers by X of 1 or more. Everything
+else must be equal, except that the spacing around a changed number may change with it. A figure
+must be there, and hold about as much ink as the committed one.
 
-Cells tagged ``mnist``, ``engine`` or ``timing`` print what is only the same with MNIST, with
-the quantized engine that made the committed outputs, or never. Where it isn't the same they
-run, and are counted, but only their stderr and their figures' presence are compared.
+Cells tagged ``mnist``, ``engine`` or ``timing`` print what is the same only with MNIST, only
+with the quantized engine that made the committed outputs, or never. Where it can't be the same,
+they run and are counted, but only their stderr and the presence of figures are compared.
 """
 
 import base64
@@ -29,7 +29,7 @@ from qhelpers.optional_packages import install_arguments, missing_packages
 from qhelpers.torch_ao import ENGINES
 from tools.notebooks import KERNEL_ENVIRONMENT
 
-# The kernels inherit these, but for the number of threads, which may be given.
+# The kernels inherit these; the number of threads may be given.
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ.update(KERNEL_ENVIRONMENT, OMP_NUM_THREADS=THREADS)
 
@@ -96,7 +96,7 @@ class Figure(str):
 
 
 def last_digit(number):
-    """The worth of one in the last printed digit of a float, 0 for an integer."""
+    """What one unit in the last printed digit of a float is worth; 0 for an integer."""
     digits, _, exponent = number.partition("e")
     if "." not in number and not exponent:
         return Decimal(0)

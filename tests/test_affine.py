@@ -69,7 +69,7 @@ def test_codes_come_in_the_smallest_type(bits, unsigned, signed):
 
 
 def tie_laden(scale, count=200_000):
-    """float32 values of which many lie exactly between two codes."""
+    """float32 values, many of them exactly between two codes."""
     rng = np.random.default_rng(0)
     halves = rng.integers(-600, 600, count).astype(np.float32) * np.float32(scale) / 2
     return np.concatenate([halves, rng.normal(0, 60 * scale, count).astype(np.float32)])
@@ -159,7 +159,7 @@ def last_place(number):
 
 
 def within(params, dequantized, distance):
-    """Whether no number moved farther, but for the rounding of floats."""
+    """Whether no number moved farther than this, up to float rounding."""
     distance = distance * (1 + 1e-4) + 2 * last_place(np.abs(params).max())
     halves = params / 2 - dequantized / 2  # the difference itself may overflow
     return np.isfinite(dequantized).all() and (np.abs(halves) <= distance / 2).all()

@@ -182,7 +182,7 @@ print(*(os.path.realpath(os.fsdecode(path)) for path in written if path != os.de
 
 @pytest.mark.slow
 def test_nothing_is_written_outside_the_project_and_the_data(tmp_path):
-    """But for caches and temporary files."""
+    """Except caches and temporary files."""
     project, temporary, stray = (tmp_path.resolve() / n for n in ("project", "temporary", "stray"))
     (project / "notebooks").mkdir(parents=True)
     (project / "pyproject.toml").write_text('name = "qhelpers"\n')

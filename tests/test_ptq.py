@@ -37,7 +37,7 @@ def test_a_convolutional_net_keeps_its_accuracy(conv_net, few):
 
 
 def test_folding_and_fusing_change_nothing(conv_net, few):
-    """With 16 bits the quantized model is the float one, but for rounding."""
+    """With 16 bits the quantized model is the float one, up to rounding."""
     images = few.test_images[:200]
     quantized = quantize_model(conv_net, [images], 16, 16)
     assert torch.allclose(quantized(images), conv_net(images), atol=0.005)

@@ -1,7 +1,7 @@
 """Whether each notebook works alone, as on Colab: one file in an empty folder, no course installed.
 
 Run as `python -m tools.colab`, or with how a name begins: `python -m tools.colab 03`. Each
-notebook gets an environment of its own: links to the packages of the running Python, but for the
+notebook gets an environment of its own: links to the packages of the running Python, except the
 course and the tools of notebook 6. What is run and installed is the last commit: git takes a
 clone of it for the address in the set-up cell. pip needs an index, for setuptools.
 """

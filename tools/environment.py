@@ -1,8 +1,8 @@
 """Make the environment .venv, unless it is there and up to date: `python tools/environment.py`.
 
-With `cpu` or `cuda` behind it PyTorch comes as such a build. Otherwise it comes as the one that
-was chosen before, or as PyTorch's CPU build, which is 6 GB smaller, where PyTorch's own index of
-them answers. Needs nothing but Python's standard library.
+With the argument `cpu` or `cuda` it installs that build of PyTorch. Without one it installs the
+build that was chosen before; the first time, PyTorch's CPU build, which is 6 GB smaller, if
+PyTorch's own index answers. Needs nothing but Python's standard library.
 """
 
 import os
@@ -55,7 +55,7 @@ def up_to_date(root):
 
 
 def check_python():
-    """End the program where this Python won't do."""
+    """End the program if this Python won't do."""
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}: install "
                  "one, then say make PYTHON=python3.11 setup")  # fmt: skip
@@ -79,7 +79,8 @@ def cpu_index_answers():
 def make(root, torch, before):
     """Make the environment with this build of PyTorch; a file `ready` in it says that all is there.
 
-    One that has another build is removed first: pip would keep it, for its version is the same.
+    An environment with the other build is removed first: pip would keep it, because the
+    version is the same.
     """
     venv = root / ".venv"
     (venv / "ready").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ BUILD = ROOT / "build"
 def replace(path, text):
     """Write `text` to `path`, which is whole at every moment.
 
-    Raises OSError, which names the file, where it can't be written.
+    Raises OSError, which names the file, if it can't be written.
     """
     from qhelpers.files import whole_file  # slow to import, for PyTorch comes with it
 

@@ -95,7 +95,7 @@ def trap_rows(data):
 def batch_norm_rows(data):
     """Yield the rows of the table "batch_norm": torch.ao's QAT of ConvNet, with 4 bits.
 
-    Its BatchNorm goes on with the statistics of each batch, or is frozen.
+    Its BatchNorm keeps using the statistics of each batch, or is frozen.
     """
     from torch.ao.nn.intrinsic.qat import freeze_bn_stats
     from torch.ao.quantization import disable_observer

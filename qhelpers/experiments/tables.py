@@ -31,7 +31,7 @@ TABLES = {  # name: columns, and what yields the rows
 def load_table(name):
     """Return one of TABLES as a NumPy array; columns are accessed by name: table["accuracy"].
 
-    Raises ValueError where there is no such table.
+    Raises ValueError if there is no such table.
     """
     with as_file(files("qhelpers.experiments") / f"{checked(name)}.csv") as path:
         return np.genfromtxt(

@@ -31,7 +31,7 @@ def integer_model(model, arithmetic="fbgemm", products=None):
     arithmetic, products: as for IntegerModel.
 
     Raises ValueError, which names the layer that doesn't fit, for any other model, and
-    RuntimeError where torch.fx can't trace it.
+    RuntimeError if torch.fx can't trace it.
     """
     if isinstance(model, TracedModel) and not isinstance(model, QuantizedModel):
         raise ValueError("model is still in training; take its convert()")
@@ -82,7 +82,7 @@ def layers_of(graph):
 def chain(graph):
     """Yield the nodes between input and output, each of which takes what the one before returned.
 
-    Raises ValueError where one takes anything else.
+    Raises ValueError if one takes anything else.
     """
     before, shapes = None, set()
     for node in graph.graph.nodes:

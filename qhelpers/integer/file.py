@@ -30,7 +30,7 @@ def save_integer_model(model, path):
 
     The weights are packed, then everything is compressed. NumPy's `load` can read the arrays.
     The arithmetic and the products aren't saved: they are chosen when it is loaded.
-    Raises ValueError where the model is larger than `load_integer_model` accepts, and OSError,
+    Raises ValueError if the model is larger than `load_integer_model` accepts, and OSError,
     which names the file, where it can't be written.
     """
     described, arrays = [], {}
@@ -60,7 +60,7 @@ def load_integer_model(path, arithmetic="fbgemm", products=None):
     """Return the IntegerModel that `save_integer_model` wrote to `path`.
 
     arithmetic, products: as for IntegerModel.
-    Raises OSError where the file can't be read, and ValueError where it is damaged,
+    Raises OSError if the file can't be read, and ValueError if it is damaged,
     inconsistent, or not an integer model.
     """
     with open(path, "rb") as file:
@@ -148,7 +148,7 @@ def read_layer(fields, arrays, number):
 
 
 def of_type(kind, name, value):
-    """Return a value read from JSON, or raise ValueError where its type is wrong."""
+    """Return a value read from JSON, or raise ValueError if its type is wrong."""
     if type(value) is not kind:
         raise ValueError(f"{name} is {value!r}; its type must be {kind.__name__}")
     return value

@@ -42,7 +42,7 @@ class Linear:
     bias: float32, shape (out,), in the unit of the outputs.
     before, after: QParams of the inputs and of the outputs.
 
-    Raises ValueError where these don't fit together, or where 32 bits can't hold the sums.
+    Raises ValueError if these don't fit together, or if 32 bits can't hold the sums.
     """
 
     name: str
@@ -166,7 +166,7 @@ class ReLU:
 class Reshape:
     """Gives each image another shape; one length may be -1.
 
-    Raises ValueError where any other length isn't an integer from 1 to MOST_NUMBERS.
+    Raises ValueError if any other length isn't an integer from 1 to MOST_NUMBERS.
     """
 
     name: str
@@ -184,7 +184,7 @@ class Reshape:
 
 
 def check_weighted(layer, axes):
-    """Raise ValueError where the fields of a Linear or Conv2d don't fit together."""
+    """Raise ValueError if the fields of a Linear or Conv2d don't fit together."""
 
     def check(right, message):
         if not right:
@@ -222,7 +222,7 @@ def check_weighted(layer, axes):
 
 
 def check_inputs(layer, codes, channels):
-    """Raise ValueError where the shape of the codes doesn't fit the weight's."""
+    """Raise ValueError if the shape of the codes doesn't fit the weight's."""
     axes = layer.weight.ndim
     if codes.ndim != axes or codes.shape[1] != channels:
         raise ValueError(f"layer {layer.name!r} gets codes of shape {codes.shape}; they must "
@@ -244,7 +244,7 @@ def requantizer(layer, arithmetic):
 def windows(layer, codes, size, fill):
     """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size).
 
-    Raises ValueError where there is no patch, or where the patches would take too much memory.
+    Raises ValueError if there is no patch, or if the patches would take too much memory.
     """
     if codes.ndim != 4:
         raise ValueError(f"layer {layer.name!r} gets codes of shape {codes.shape}; they must have "
@@ -270,7 +270,7 @@ def check_numbers(layer, count):
 
 
 def check_window(layer):
-    """Raise ValueError where kernel size, stride, padding or dilation isn't a pair of sizes."""
+    """Raise ValueError if kernel size, stride, padding or dilation isn't a pair of sizes."""
     for name, least in [("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)]:
         pair = getattr(layer, name, (1, 1))
         if len(pair) != 2 or not all(type(n) is int and n >= least for n in pair):

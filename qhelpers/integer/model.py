@@ -23,7 +23,7 @@ class IntegerModel:
     products: how the sums are computed: "blas", "integers" or "saturating", see products.py. By
         default "integers" for fixed point, and else "blas", which gives the same and is faster.
 
-    Call it with images to get logits. Raises ValueError where a layer returns codes with another
+    Call it with images to get logits. Raises ValueError if a layer returns codes with another
     scale or zero point than the next one takes.
     """
 
@@ -60,7 +60,7 @@ class IntegerModel:
     def quantize(self, images):
         """Return the codes of images, an array or tensor of floats: uint8 of the same shape.
 
-        Raises TypeError or ValueError where they are not finite real numbers.
+        Raises TypeError or ValueError if they are not finite real numbers.
         """
         images = checked_params(images, "images")
         numbers = self.before.scale, self.before.zero_point
@@ -78,7 +78,7 @@ class IntegerModel:
     def each(self, codes):
         """Yield the name of each layer and the codes it returns.
 
-        Raises TypeError where `codes` aren't uint8, ValueError where their shape doesn't fit.
+        Raises TypeError if `codes` aren't uint8, ValueError if their shape doesn't fit.
         """
         if codes.dtype != np.uint8:
             raise TypeError(f"codes has the type {codes.dtype}; it must be uint8, see quantize")

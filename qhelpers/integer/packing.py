@@ -29,7 +29,7 @@ def pack(codes, bits):
 def unpack(packed, bits, count):
     """Return the first `count` codes of what `pack` returned, int8 of shape (count,).
 
-    Raises ValueError where `packed` isn't uint8, or has another length than `count` codes need.
+    Raises ValueError if `packed` isn't uint8, or has another length than `count` codes need.
     """
     if packed.dtype != np.uint8 or packed.shape != (packed_bytes(count, bits),):
         raise ValueError(f"packed is {packed.dtype} of shape {packed.shape}; it must be uint8 of "

@@ -20,8 +20,8 @@ def by_integers(weight, zero_point, quant_max):
 def by_blas(weight, zero_point, quant_max):
     """A product of float matrices that hold integers, exact and fast; accumulators as floats.
 
-    In float32 where no intermediate sum can exceed 2**24, up to which it holds every integer, and
-    in float64 otherwise.
+    In float32 if no intermediate sum can exceed 2**24, up to which float32 holds every integer,
+    otherwise in float64.
     """
     dtype = np.float32 if largest_sum(weight, quant_max) <= 2**24 else np.float64
     columns = np.ascontiguousarray(weight.T, dtype)

@@ -47,7 +47,7 @@ def is_one_of(graph, node, kinds):
 def fold_batch_norms(graph):
     """Fold each BatchNorm into the layer before it.
 
-    Only where both are called once, and nothing else takes the layer's output.
+    A pair is folded only if both are called once and nothing else takes the layer's output.
     """
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):

@@ -53,7 +53,7 @@ def quantize_model(
         {"fc2": {"weight_bits": 4}}. The name "input" stands for the model's input.
     layer_after_layer: calibrate each layer on the outputs of the quantized layers before it.
 
-    Raises TypeError or ValueError for arguments other than these, RuntimeError where torch.fx
+    Raises TypeError or ValueError for arguments other than these, RuntimeError if torch.fx
     can't trace the model.
     Source: Krishnamoorthi 2018, section 3.1; Nagel et al. 2021, section 3; for bias_correction
         also Nagel et al. 2019, section 4.2.

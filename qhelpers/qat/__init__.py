@@ -1,4 +1,4 @@
-"""Quantization-aware training: fake quantization, and how your own model is prepared for it."""
+"""Quantization-aware training: fake quantization, and preparing your own model for it."""
 
 from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize, fake_quantize
 from qhelpers.qat.model import prepare_qat

@@ -1,4 +1,4 @@
-"""Fake quantization, which rounds in the forward pass only, and steps that are learned with it."""
+"""Fake quantization, which rounds in the forward pass only, and scales that are learned with it."""
 
 import math
 
@@ -60,7 +60,7 @@ class FakeQuantize(nn.Module):
         watches in evaluation, too.
     quantizing: whether x is quantized or returned as it is.
 
-    Raises RuntimeError where it has to quantize before it has seen data.
+    Raises RuntimeError if it has to quantize before it has seen data.
     Source: Jacob et al. 2018, section 3.
     """
 

@@ -31,11 +31,11 @@ def prepare_qat(
 ):
     """Return a copy of `model` that trains with fake quantization, a QATModel.
 
-    Train it as any other, then take its `convert()`. `model` stays as it is.
+    Train it like any other model, then call its `convert()`. `model` is not changed.
 
     method: how the scales are found while the weights are trained.
         "ste": by min-max of the current weights, and a moving average of that of activations.
-        "frozen": by least squared error before training; then they stay.
+        "frozen": by least squared error before training; training does not change them.
         "lsq": they start as with "frozen", and are trained, too.
     calibration_batches: the inputs that the first scales are computed from, as in
         `quantize_model`.

@@ -53,7 +53,7 @@ class InputMoments:
 def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
     """Return the high ends of the symmetric ranges whose output error has the least variance.
 
-    With w the weights of a channel, v what is left of them after quantizing, and C the
+    With w the weights of a channel, v the same weights quantized and dequantized, and C the
     covariance of the inputs, the error of the output has the variance (w - v)' C (w - v). Its
     mean doesn't count, because the bias can correct it.
 
@@ -62,7 +62,7 @@ def output_mse_range(weight, bits, moments, group_size=None, per_tensor=False):
     group_size: how many weights of a channel share a range; all by default.
     per_tensor: one range for all weights.
     Returns a float32 array of shape (channels, groups), or () where `per_tensor`.
-    Source: Nagel et al. 2020 (AdaRound), section 3, where the same error decides about rounding.
+    Source: Nagel et al. 2020 (AdaRound), section 3, where the same error decides how to round.
     """
     group = group_size or moments.size
     rows = weight.reshape(moments.groups, -1, moments.size // group, group)

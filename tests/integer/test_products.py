@@ -207,7 +207,7 @@ def test_random_layers_have_torch_s_codes(engine, granularity, relu):
 
 
 def layer_on_ties(seed, granularity):
-    """A layer of one input, the 256 codes for it, many of which land between two codes.
+    """A layer of one input, and the 256 codes for it; many outputs lie between two codes.
 
     Scales are fractions of small integers, and half of the layers have no zero points.
     """

@@ -123,7 +123,7 @@ def exercises(notebook):
 
 
 def solved(code, answer):
-    """The code of an exercise with this answer in the place of the dots."""
+    """The code of an exercise with this answer in place of the dots."""
     return f"{answer}\n{code[CHECKED.search(code).start() :]}"
 
 

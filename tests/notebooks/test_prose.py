@@ -5,7 +5,8 @@ without outputs, anywhere on the page. One that follows from others says how, in
 reader sees: _0.23_<!-- 96.06 - 95.83 -->. Its operands stand in the outputs of the page.
 
 What is given, not measured, stands in a formula, as $0.5$, or in code. A decimal that is neither
-that nor marked is found. Of whole numbers results are marked, too, but no test can tell which are.
+that nor marked is found. Whole numbers that are results are marked, too, but no test can tell
+which they are.
 """
 
 import ast
@@ -64,7 +65,7 @@ def sections(notebook):
 
 
 def fits(marked, number):
-    """Whether a number, rounded to the digits of the marked one, is that one, but for its sign."""
+    """Whether a number, rounded to the digits of the marked one, equals it, up to the sign."""
     half = Decimal(10) ** marked.as_tuple().exponent / 2
     return min(abs(number - marked), abs(abs(number) - marked)) <= half
 

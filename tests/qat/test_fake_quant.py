@@ -17,7 +17,7 @@ COUNT = 200_000
 
 
 def numbers(scale, seed):
-    """Random numbers, of which half lie on ties or next to one, inside and outside the range."""
+    """Random numbers, half of them on ties or next to one, inside and outside the range."""
     random = torch.Generator().manual_seed(seed)
     steps = torch.randn(COUNT, generator=random) * 100
     ties = (steps[::2].round() + 0.5) * scale

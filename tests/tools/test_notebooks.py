@@ -22,7 +22,7 @@ README = """
 
 @pytest.fixture
 def project(tmp_path):
-    """A project with the real tools and two small notebooks, of which the second raises."""
+    """A project with the real tools and two small notebooks; the second raises."""
     (tmp_path / "notebooks").mkdir()
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -62,7 +62,7 @@ def requirements_of(name):
 
 @pytest.mark.slow
 def test_every_package_that_is_needed_is_pinned():
-    """Follows the requirements of the requirements, but for PyTorch's own CUDA libraries."""
+    """Follows the requirements of the requirements, except PyTorch's own CUDA libraries."""
     waiting, seen = {canonicalize_name(needed.name) for needed in REQUIREMENTS}, set()
     while waiting:
         name = waiting.pop()

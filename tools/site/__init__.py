@@ -28,7 +28,7 @@ ROW = re.compile(r"\| .*\(notebooks/(\w+)\.ipynb\).*\|(.*)\|(.*)\|")  # of READM
 def build(notebooks, folder):
     """Write the site of these notebooks, a dict by stem in order, whole or not at all.
 
-    Raises RuntimeError where README's table lacks one of them, and with what Sphinx says if it
+    Raises RuntimeError if README's table lacks one of them, and with what Sphinx says if it
     warns of anything.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
