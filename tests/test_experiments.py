@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from qhelpers import has_torch_ao, load_data
 from qhelpers import test as accuracy_of
@@ -20,7 +21,15 @@ from qhelpers.experiments.ptq import (
     float_net,
     ptq_accuracy,
 )
-from qhelpers.experiments.qat import QAT_METHODS, QAT_TRAPS, batch_norm_rows, qat_net
+from qhelpers.experiments.qat import (
+    QAT_BITS,
+    QAT_METHODS,
+    QAT_TRAPS,
+    batch_norm_rows,
+    images_kept_apart,
+    qat_net,
+    recipe_rows,
+)
 from qhelpers.experiments.tables import TABLES, load_table, select, write_tables
 
 REST = [recipe for recipe in RECIPES if recipe not in (MIN_MAX, MSE, BEST)]
@@ -64,6 +73,14 @@ def test_every_row_is_there_once():
     ]
     expected += [("", "", "float", "", 32, 32, seed) for seed in SEEDS]
     assert len(found) == len(expected) == 663 and set(found) == set(expected)
+    found = [tuple(row)[:-1] for row in load_table("recipes")]
+    expected = [
+        (*recipe, granularity, bits, seed)
+        for recipe, granularity, bits, seed in itertools.product(
+            RECIPES, GRANULARITIES, QAT_BITS, SEEDS
+        )
+    ] + [("", "", "float", "", 32, seed) for seed in SEEDS]
+    assert len(found) == len(expected) == 243 and set(found) == set(expected)
     counts = {1: 10, 10: 10, 100: 10, 1000: 30, 10_000: 6}  # of draws, from all sources
     for images, draws in counts.items():
         assert len(select(load_table("calibration"), images=images)) == draws * len(CALIBRATIONS)
@@ -74,6 +91,34 @@ def test_the_best_recipe_loses_little(bits, most):
     best = mean_loss(BEST, "per channel", bits)
     assert best <= most
     assert bits == 8 or best < mean_loss(MIN_MAX, "per tensor", bits)
+
+
+@pytest.mark.parametrize("bits", [3, 2])
+def test_the_best_recipe_is_the_best_on_images_kept_apart(bits):
+    rows = select(load_table("recipes"), bits=bits)
+    kinds = itertools.product(RECIPES, GRANULARITIES)
+    means = {kind: select(rows, **columns(*kind))["accuracy"].mean() for kind in kinds}
+    assert max(means, key=means.get) == (BEST, "per channel")
+
+
+def columns(recipe, granularity):
+    names = ("weight_strategy", "activation_strategy", "procedure", "granularity")
+    return dict(zip(names, (*recipe, granularity)))
+
+
+def test_images_kept_apart_are_in_neither_other_set(mnist):
+    apart = images_kept_apart(mnist)
+    assert torch.equal(torch.cat([apart.train_images, apart.test_images]), mnist.train_images)
+    assert torch.equal(torch.cat([apart.train_labels, apart.test_labels]), mnist.train_labels)
+    assert len(apart.test_images) == len(apart.test_labels) == 5000
+
+
+def test_a_recipe_comes_out_again(mnist):
+    """The first rows: the float network, and min-max with 8 and 4 bits."""
+    found = list(itertools.islice(recipe_rows(mnist), 3))
+    for row, expected in zip(found, load_table("recipes")):
+        assert row[:-1] == tuple(expected)[:-1]
+        assert row[-1] == pytest.approx(expected["accuracy"], abs=IMAGES / 10_000)
 
 
 def test_float_rows_are_the_networks_accuracy(mnist, nets):

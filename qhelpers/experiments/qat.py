@@ -1,13 +1,23 @@
 """The experiments of notebook 4: quantization-aware training by method and bits, and its traps."""
 
 import copy
+import dataclasses
 import itertools
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from qhelpers.experiments.ptq import BEST, KEPT_LOGITS, MIN_MAX, SEEDS, float_net, ptq_accuracy
+from qhelpers.experiments.ptq import (
+    BEST,
+    GRANULARITIES,
+    KEPT_LOGITS,
+    MIN_MAX,
+    RECIPES,
+    SEEDS,
+    float_net,
+    ptq_accuracy,
+)
 from qhelpers.models import ConvNet, VerySimpleNet, build_model
 from qhelpers.qat.model import prepare_qat
 from qhelpers.torch_ao import silence_known_warnings
@@ -24,6 +34,7 @@ QAT_METHODS = [
     ("lsq", "per channel"),
 ]
 QAT_BITS = (8, 4, 3, 2)  # of the weights and of the activations
+KEPT_APART = 5000  # training images that judge the recipes of post-training quantization
 BATCH_NORM_BATCHES = [(64, 300), (2, 600)]  # how large, how many
 QAT_TRAPS = {  # what is changed
     "as above": {},
@@ -78,6 +89,35 @@ def qat_rows(data):
         for (method, granularity), bits in tqdm(choices, desc=f"qat, seed {seed}"):
             model = qat_net(net, data, bits, method, granularity, seed, epochs)
             yield method, granularity, epochs, bits, seed, test(model.convert(), data)
+
+
+def images_kept_apart(data):
+    """Return `data` without its last KEPT_APART training images, which are its test images now."""
+    images, labels = data.train_images, data.train_labels
+    return dataclasses.replace(
+        data,
+        train_images=images[:-KEPT_APART],
+        train_labels=labels[:-KEPT_APART],
+        test_images=images[-KEPT_APART:],
+        test_labels=labels[-KEPT_APART:],
+    )
+
+
+def recipe_rows(data):
+    """Yield the rows of the table "recipes": how each of RECIPES does on images kept apart.
+
+    The networks are trained as the controls of "qat" are, but not on these images. Rows whose
+    procedure is "float" hold them before quantization, with 32 bits. BEST is chosen by this table.
+    """
+    data = images_kept_apart(data)
+    images = data.train_images[:1000]
+    for seed in SEEDS:
+        net = control_net(float_net(data, seed), data, seed)
+        yield "", "", "float", "", 32, seed, test(net, data)
+        choices = list(itertools.product(RECIPES, GRANULARITIES, QAT_BITS))
+        for recipe, granularity, bits in tqdm(choices, desc=f"recipes, seed {seed}"):
+            accuracy = ptq_accuracy(net, data, images, bits, bits, recipe, granularity)
+            yield *recipe, granularity, bits, seed, accuracy
 
 
 def trap_rows(data):

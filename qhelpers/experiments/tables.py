@@ -12,7 +12,7 @@ import torch
 
 from qhelpers.data import load_data
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
-from qhelpers.experiments.qat import batch_norm_rows, qat_rows, trap_rows
+from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
 from qhelpers.files import whole_file
 
 RECIPE_COLUMNS = ("weight_strategy", "activation_strategy", "procedure")
@@ -22,6 +22,7 @@ TABLES = {  # name: columns, and what yields the rows
         ptq_rows,
     ),
     "qat": (("method", "granularity", "epochs", "bits", "seed", "accuracy"), qat_rows),
+    "recipes": ((*RECIPE_COLUMNS, "granularity", "bits", "seed", "accuracy"), recipe_rows),
     "qat_traps": (("trap", "seed", "accuracy", "control"), trap_rows),
     "batch_norm": (("batch", "statistics", "seed", "accuracy", "float"), batch_norm_rows),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
