@@ -94,7 +94,7 @@ class FakeQuantize(nn.Module):
 
 
 class LearnedStepSize(FakeQuantize):
-    """Fake-quantizes with a scale that is trained like a weight: LSQ. The zero point stays.
+    """Fake-quantizes with a scale that is trained like a weight: LSQ. The zero point isn't.
 
     scale: where to start, shape () or (channels,). Its logarithm is what is trained, so that
         it stays positive; the paper trains the scale itself.

@@ -21,7 +21,12 @@ ROUND = "import numpy as np\ndef quantize(x, scale, zero_point, bits):\n    "
 FOLD = (
     "def fold(layer, norm):\n    factor = norm.weight / (norm.running_var + norm.eps).sqrt()\n    "
 )
-STE = "import torch\ndef your_fake_quantize(x, scale, zero_point, quant_min, quant_max):\n    "
+STE = "def your_fake_quantize(x, scale, zero_point, quant_min, quant_max):\n    "
+CODES = "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n    "
+CLAMPED = (
+    "steps = (x / scale).clamp(quant_min - zero_point, quant_max - zero_point)\n"
+    "    rounded = torch.round(steps)\n    "
+)
 PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
@@ -74,16 +79,37 @@ WRONG = {
     "4.1": [
         ("gradient = [0, 0, 1, 0, 0]", "after rounding"),
         ("gradient = [0, 0, 0, 0, 0]", "leaves out the rounding"),
+        ("gradient = [1, 1, 1, 1, 1]", "which are not among"),
+        ("gradient = [True, False, False, False, True]", "other way round"),
+        ("gradient = [-2, -2, 0, 1, 1]", "the quantized numbers"),
+        ("gradient = np.array([-1, 1, 1, 1, -1])", "0 or 1"),
+        ("gradient = [0, 1, 1, 0, 0]", "Is its code one of"),
         ("gradient = [0, 1, 1]", "5 numbers"),
     ],
-    "4.2": [("gradient = [-2, 0.3, -0.4, 1]", "sign"), ("gradient = [0, -0.3, 0.4, 0]", "Beyond")],
+    "4.2": [
+        ("gradient = [-2, 0.3, -0.4, 1]", "sign"),
+        ("gradient = [0, -0.3, 0.4, 0]", "moves with s"),
+        ("gradient = [3, -0.3, 0.4, -6]", "x is not in it"),
+        ("gradient = [-2, 0, 1, 1]", "These are the codes"),
+        ("gradient = [-2, 0, 0, 1]", "Only the backward pass"),
+        ("gradient = torch.tensor([2, -0.3, 0.4, 1])", "Beyond: the last code"),
+    ],
     "4.3": [
-        (STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
-         "    return (codes - zero_point) * scale", "goes through round"),
-        (STE + "codes = (torch.round(x / scale) + zero_point).clamp(quant_min, quant_max)\n"
-         "    return x + ((codes - zero_point) * scale - x).detach()", "clamp outside"),
-        (STE + "return x.detach()", "lost its gradient"),
+        (STE + CODES + "return (codes - zero_point) * scale", "goes through round"),
+        (STE + CODES + "return x + ((codes - zero_point) * scale - x).detach()", "clamp outside"),
+        (STE + CODES + "return x + (codes - x).detach()", "These are the codes"),
+        (STE + CODES + "return x.detach()", "lost its gradient"),
+        (STE + CODES + "return x.detach().numpy()", "should return a tensor"),
+        (STE + CODES + "x + (codes - x).detach()", "return something"),
         (STE + "return x + 0", "values are not"),
+        (STE + "codes = torch.round(x / scale).clamp(quant_min, quant_max)\n"
+         "    return x + (codes * scale - x).detach()", "Add it before the clamp"),
+        (STE + "return x + (torch.round(x / scale) * scale - x).detach()", "not clipped"),
+        (STE + CLAMPED + "return steps + (rounded * scale - steps).detach()", "and should be 1"),
+        (STE + CLAMPED + "return (steps + (rounded - steps).detach()) * scale", "half a step more"),
+        (STE + CLAMPED + "wider = (x / scale).clamp(quant_min - zero_point - 1, "
+         "quant_max - zero_point + 1)\n    return (wider + (rounded - wider).detach()) * scale",
+         "of the gradients are not"),
     ],
     "5.1": [("longest = 18", "times -8"), ("longest = 32", "32,767")],
     "5.2": [
