@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qhelpers.integer.layers import Conv2d, Linear, QParams
 from qhelpers.integer.products import PRODUCTS, by_blas, largest_sum, pairs_that_can_saturate
 from qhelpers.integer.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
+from qhelpers.integer.without_vnni import layer_without_vnni
 from qhelpers.torch_ao import engine_arithmetic
 from tests.integer.test_model import needs
 
@@ -275,3 +276,41 @@ def test_two_codes_tell_the_arithmetics_of_onednn_apart(arithmetic, codes):
     """They are the codes that `engine_arithmetic` asks the engine for."""
     order = code_of(arithmetic, 3, 1 / 15, 2.5, 1)
     assert (order, code_of(arithmetic, 4, 1, 1, 2 / 13, 1)) == codes
+
+
+def layer_of_large_weights(**changes):
+    """A layer most of whose pairs of weights can saturate, and codes for it."""
+    rng = np.random.default_rng(0)
+    fields = {
+        "name": "layer",
+        "weight": rng.integers(60, 128, (5, 8)).astype(np.int8),
+        "weight_bits": 8,
+        "weight_scale": np.linspace(0.5, 1, 5, dtype=np.float32),
+        "bias": np.linspace(-9, 9, 5, dtype=np.float32),
+        "before": QParams(np.float32(0.1), 3, 255),
+        "after": QParams(np.float32(70), 2, 255),
+        "relu": True,
+    }
+    return Linear(**fields | changes), rng.integers(0, 256, (50, 8)).astype(np.uint8)
+
+
+def test_without_vnni_each_pair_saturates_in_int16():
+    """Whatever this CPU has; against sums in Python's integers."""
+    needs("fbgemm")
+    layer, codes = layer_of_large_weights()
+    found = layer_without_vnni(layer, codes)
+    for saturate in (True, False):
+        acc = one_by_one(codes, layer.weight, 3, saturate).astype(np.float32)
+        expected = np.clip(ARITHMETICS["fbgemm"](layer)(acc), 2, 255)
+        assert np.array_equal(found, expected) == saturate
+
+
+def test_without_vnni_says_what_it_refuses_and_what_failed(monkeypatch):
+    without_relu, codes = layer_of_large_weights(relu=False)
+    per_tensor, _ = layer_of_large_weights(weight_scale=np.float32(1).reshape(()))
+    for layer in (without_relu, per_tensor):
+        with pytest.raises(ValueError, match="^layer 'layer' must have a ReLU, and a scale"):
+            layer_without_vnni(layer, codes)
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(RuntimeError, match="the process without VNNI failed: .+"):
+        layer_without_vnni(layer_of_large_weights()[0], codes)
