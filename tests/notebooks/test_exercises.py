@@ -27,6 +27,8 @@ CLAMPED = (
     "steps = (x / scale).clamp(quant_min - zero_point, quant_max - zero_point)\n"
     "    rounded = torch.round(steps)\n    "
 )
+MULTIPLY = "def multiply(acc, M_0, shift):\n    "
+WORST = "worst_inputs, worst_weights = "
 PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
@@ -111,19 +113,50 @@ WRONG = {
          "quant_max - zero_point + 1)\n    return (wider + (rounded - wider).detach()) * scale",
          "of the gradients are not"),
     ],
-    "5.1": [("longest = 18", "times -8"), ("longest = 32", "32,767")],
+    "5.1": [
+        ("longest = 32_767 // (255 * 7)", "times -8"),
+        ("longest = 32_767 / (255 * 7)", "times -8"),
+        ("longest = 65_535 // (255 * 8)", "32,767"),
+        ("longest = 32_767 // (256 * 8)", "not at 256"),
+        ("longest = 32_767 // (255 * 128)", "have 4"),
+        ("longest = 32_767 / (255 * 8)", "Round down"),
+        ("longest = 17", "Round down"),
+        ("longest = 784", "How often"),
+    ],
     "5.2": [
-        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
-         "    return acc.astype(np.int64) * M_0 >> shift", "rounds down"),
-        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
-         "    return np.rint(acc * (M_0 / 2**shift))", "a float came in"),
-        ("import numpy as np\ndef multiply(acc, M_0, shift):\n"
-         "    return np.rint(acc * (M_0 / 2**shift)).astype(int)", "halves to even"),
+        (MULTIPLY + "return acc.astype(np.int64) * M_0 >> shift", "rounds down"),
+        (MULTIPLY + "return acc.astype(np.int64) * M_0 + (1 << shift) >> shift", "a whole unit"),
+        (MULTIPLY + "return (acc * M_0 + (1 << (shift - 1))) >> shift", "int64 first"),
+        (MULTIPLY + "return acc * M_0 >> shift", "int64 first"),
+        (MULTIPLY + "return (acc.astype(np.int64) * M_0 + 1 << shift - 1) >> shift", "brackets"),
+        (MULTIPLY + "return (acc * (M_0 / 2**shift) + 0.5).astype(int)", "towards 0"),
+        (MULTIPLY + "return (acc * (M_0 / 2**shift)).astype(int)", "cuts off towards 0. Add"),
+        (MULTIPLY + "return np.rint(acc * (M_0 / 2**shift))", "a float came in"),
+        (MULTIPLY + "return np.rint(acc * (M_0 / 2**shift)).astype(int)", "halves to even"),
+        (MULTIPLY + "return (acc.astype(np.int64) * M_0)[0] >> shift", "the shape ()"),
+        (MULTIPLY + "return acc.astype(np.int64)", "is 2, and not"),
+        (MULTIPLY + "acc.astype(np.int64) * M_0 >> shift", "return something"),
     ],
     "5.3": [
-        ("inputs, weights = [255, 255], [127, 127]", "More is possible"),
-        ("inputs, weights = [1, 1], [1, 1]", "16 bits hold that"),
-        ("inputs, weights = [256, 255], [127, 127]", "0 to 255"),
+        (WORST + "[255, 255], [127, 127]", "the other side of 0"),
+        (WORST + "[255, 255], [-127, -128]", "lose 32,257 of it. More"),
+        (WORST + "[255, 255], [127, -128]", "cancel"),
+        (WORST + "[1, 1], [1, 1]", "16 bits hold that"),
+        (WORST + "[256, 255], [127, 127]", "0 to 255"),
+        (WORST + "[255, 255], [128, 128]", "-128 to 127"),
+        (WORST + "[254.5, 255], [-128, -128]", "are integers"),
+        (WORST + "255, -128", "2 numbers"),
+    ],
+    "5.4": [
+        ("packed_byte = 0b01_11_00_10", "in the highest bits"),
+        ("packed_byte = 1 | (-1 & 255) << 2 & 255 | (-2 & 255) << 6 & 255", "Mask first"),
+        ("packed_byte = 3 | 1 << 2 | 2 << 4", "added 2"),
+        ("packed_byte = np.array(0b10_00_11_01, np.uint8).view(np.int8)", "as signed"),
+        ("packed_byte = 1 + 2 * 4 + 0 * 16 + 2 * 64", "Which two bits has -1"),
+        ("packed_byte = 1 + 3 * 4 + 0 * 16 + 3 * 64", "Which two bits has -1"),
+        ("packed_byte = 10001101", "begins with 0b"),
+        ("packed_byte = '10001101'", "begins with 0b"),
+        ("packed_byte = 4", "from right to left"),
     ],
     "6.1": [
         ("bytes_of_numbers = 89_400", "A bias for each"),
