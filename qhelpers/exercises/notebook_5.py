@@ -79,7 +79,7 @@ def byte_of_four_codes(packed_byte):
     mistake(str(packed_byte) in ("10001101", "10_00_11_01"),
             "These are the bits. In Python a number in binary begins with 0b.")  # fmt: skip
     number = real(packed_byte, "packed_byte")
-    mistake(number == 0b01_11_00_10, "The first code is in the highest bits. It belongs into the "
+    mistake(number == 0b01_11_00_10, "The first code is in the highest bits. It belongs in the "
             "lowest.")  # fmt: skip
     mistake(number == 0b11_11_11_01, "Mask first: a negative code has ones on its left, which "
             "flood the other places.")  # fmt: skip
