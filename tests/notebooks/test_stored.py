@@ -100,15 +100,29 @@ def test_badges_lead_to_this_notebook(notebook, path):
 
 def test_the_set_up_cell_and_the_symbols_are_the_same_everywhere():
     notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
+    symbols = [cells_that_begin(notebook, "## Symbols") for notebook in notebooks]
     for shared in (
         [code_cells(notebook)[0].source for notebook in notebooks],
         [notebook.cells[2].source for notebook in notebooks],
-        [notebook.cells[3].source for notebook in notebooks],
+        [cell.source for cells in symbols for cell in cells],
     ):
-        assert len(set(shared)) == 1
+        assert len(shared) == len(PATHS) and len(set(shared)) == 1
     assert "pip" in code_cells(notebooks[0])[0].source
     assert "check the network" in notebooks[0].cells[2].source
-    assert notebooks[0].cells[3].source.startswith("## Symbols")
+
+
+def test_the_symbols_come_early():
+    """At the start, or in notebook 1, which derives them, after the section that does."""
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        headings = [cell.source.split("\n")[0] for cell in cells_that_begin(notebook, "## ")]
+        first = ["## Twenty parameters", "## From a number line to a formula"]
+        before = first if path == PATHS[0] else []
+        assert headings[: len(before) + 1] == [*before, "## Symbols"]
+
+
+def cells_that_begin(notebook, text):
+    return [cell for cell in notebook.cells if cell.source.startswith(text)]
 
 
 def test_every_address_is_the_one_in_pyproject():
