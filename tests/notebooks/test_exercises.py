@@ -17,7 +17,8 @@ CHECKED = re.compile(r'^check\("(\d\.\d)", .*\)$', re.MULTILINE)
 SOLUTION = re.compile(
     r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n.+\n\n</details>", re.DOTALL
 )
-ROUND = "import numpy as np\ndef quantize(x, scale, zero_point, bits):\n    "
+ROUND = "def your_quantize(x, scale, zero_point, bits):\n    "
+CLIP = "np.clip({}, 0, 2**bits - 1)"
 FOLD = (
     "def fold(layer, norm):\n    factor = norm.weight / (norm.running_var + norm.eps).sqrt()\n    "
 )
@@ -33,22 +34,59 @@ PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
-        ("scale, zero_point = 0.25, 4", "15 steps"),
-        ("scale, zero_point = 4 / 15, -4", "sign"),
-        ("scale, zero_point = 4 / 15, 3.75", "an integer"),
-        ("scale, zero_point = 4 / 15, 3", "not down"),
-        ("scale, zero_point = 'wide', 4", "should be a number"),
+        ("your_scale, your_zero_point = 0.25, 4", "15 steps"),
+        ("your_scale, your_zero_point = 0.43, 8", "Signed codes"),
+        ("your_scale, your_zero_point = 3.75, 4", "How wide is one"),
+        ("your_scale, your_zero_point = 0.26, 4", "two digits or more"),
+        ("your_scale, your_zero_point = 0.3, 4", "two digits or more"),
+        ("your_scale, your_zero_point = 4, 4", "width of the range"),
+        ("your_scale, your_zero_point = 0.27, -1", "is β"),
+        ("your_scale, your_zero_point = 0.267, -4", "sign"),
+        ("your_scale, your_zero_point = 4 / 15, 3.75", "an integer"),
+        ("your_scale, your_zero_point = 4 / 15, 3", "not down"),
+        ("your_scale, your_zero_point = 4 / 15, 11", "from the low end"),
+        ("your_scale, your_zero_point = 'wide', 4", "should be a number"),
     ],
     "1.2": [
-        (ROUND + "return np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1)", "divide once"),
-        (ROUND + "return np.clip(np.rint(x * (np.float32(1) / scale) + np.float32(zero_point)), "
-         "0, 2**bits - 1)", "after rounding"),
-        (ROUND + "return np.rint(x * (1 / scale)) + zero_point", "not from 0 to 255"),
+        (ROUND + f"return {CLIP.format('np.rint(x / scale) + zero_point')}", "s: divide once, "
+         "1 / s, and multiply by that."),
+        (ROUND + f"return {CLIP.format('np.rint(x * (1 / scale) + np.float32(zero_point))')}",
+         "s: add z after rounding."),
+        (ROUND + f"return {CLIP.format('np.rint(x / scale + np.float32(zero_point))')}",
+         "multiply by that; add z"),
+        (ROUND + "halves_up = np.floor(x * (1 / scale) + np.float32(0.5))\n"
+         f"    return {CLIP.format('halves_up + zero_point')}", "s: round half to even."),
+        (ROUND + "return [min(max(round(float(v) / float(scale)) + zero_point, 0), 2**bits - 1) "
+         "for v in x]", "64 bits of Python's floats."),
+        (ROUND + "return [min(max(round(float(v) * (1 / float(scale))) + zero_point, 0), "
+         "2**bits - 1) for v in x]", "64 bits of Python's floats."),
+        (ROUND + f"return {CLIP.format('np.round(x.astype(float) * (1 / scale)) + zero_point')}",
+         "64 bits of Python's floats."),
+        (ROUND + "return [min(max(int(v * (1 / scale)) + zero_point, 0), 2**bits - 1) for v in x]",
+         "s: round to the nearest integer."),
+        (ROUND + f"return {CLIP.format('np.floor(x * (1 / scale)) + zero_point')}",
+         "s: round to the nearest integer."),
+        (ROUND + "return (np.rint(x * (1 / scale)) + zero_point).astype(int) % 256",
+         "256 becomes 0"),
+        (ROUND + "return (np.rint(x / scale) + zero_point).astype(int).astype(np.uint8)",
+         "256 becomes 0"),
+        (ROUND + f"return {CLIP.format('x * (1 / scale) + zero_point')}", "some of yours aren't"),
+        (ROUND + f"return {CLIP.format('np.rint(x * (1 / scale)) + zero_point + 1')}",
+         "yours is 198, PyTorch's 197."),
+        (ROUND + "x *= 1 / scale\n    return np.clip(np.rint(x) + zero_point, 0, 2**bits - 1)",
+         "changes the array"),
+        (ROUND + "return np.rint(x * (1 / scale)) + zero_point", "0 to 255: clamp"),
         (ROUND + "return np.clip(np.rint(x * (1 / scale)) + zero_point, 0, 255)", "end at 15"),
-        (ROUND + "np.rint(x)", "return something"),
+        (ROUND + "return np.clip(np.rint(x * (1 / scale)) + zero_point, 0, 255) // 2**(8 - bits)",
+         "with bits=4 they aren't"),
+        (ROUND + "torch.round(torch.tensor(x))", "return something"),
         (ROUND + "return x.no_such_thing", "AttributeError"),
     ],
-    "1.3": [("numbers = [0, 1, 255]", "no error at all"), ("numbers = []", "at least one")],
+    "1.3": [
+        ("your_numbers = [0, 1, 255]", "no error at all"),
+        ("your_numbers = [0, 1]", "a level only with 7"),
+        ("your_numbers = []", "at least one"),
+    ],
     "2.1": [("codes = 16", "16 codes cover"), ("codes = 2", "nearer to 1.2")],
     "2.2": [("bits = 4", "take space"), ("bits = 4 + 2 / 128", "16 bits"), ("bits = 20", "share")],
     "2.3": [
