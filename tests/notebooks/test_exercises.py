@@ -56,6 +56,9 @@ WRONG = {
          "multiply by that; add z"),
         (ROUND + "halves_up = np.floor(x * (1 / scale) + np.float32(0.5))\n"
          f"    return {CLIP.format('halves_up + zero_point')}", "s: round half to even."),
+        (ROUND + "steps = x * (1 / scale)\n"
+         "    away = np.trunc(steps + np.copysign(np.float32(0.5), steps))\n"
+         f"    return {CLIP.format('away + zero_point')}", "s: round half to even."),
         (ROUND + "return [min(max(round(float(v) / float(scale)) + zero_point, 0), 2**bits - 1) "
          "for v in x]", "64 bits of Python's floats."),
         (ROUND + "return [min(max(round(float(v) * (1 / float(scale))) + zero_point, 0), "
