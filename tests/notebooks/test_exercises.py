@@ -31,6 +31,15 @@ CLAMPED = (
 MULTIPLY = "def multiply(acc, M_0, shift):\n    "
 WORST = "worst_inputs, worst_weights = "
 PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
+SEARCH = (
+    "def absolute_range(params, bits):\n"
+    "    def loss(range_):\n"
+    "        quantized = qhelpers.asymmetric_quantization(params, {}, range=range_)\n"
+    "        off = params - qhelpers.asymmetric_dequantize(*quantized)\n"
+    "        return {}\n"
+    "    parts, low, high = np.linspace(1, 0.04, 25), params.min(), params.max()\n"
+    "    return min([(low * a, high * b) for a in parts for b in parts], key=loss)"
+)
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -90,13 +99,41 @@ WRONG = {
         ("your_numbers = [0, 1]", "a level only with 7"),
         ("your_numbers = []", "at least one"),
     ],
-    "2.1": [("codes = 16", "16 codes cover"), ("codes = 2", "nearer to 1.2")],
-    "2.2": [("bits = 4", "take space"), ("bits = 4 + 2 / 128", "16 bits"), ("bits = 20", "share")],
+    "2.1": [
+        ("codes_in_use = 16", "16 codes cover"),
+        ("codes_in_use = 15", "15 codes are left"),
+        ("codes_in_use = 256", "here are 4 bits"),
+        ("codes_in_use = 2", "nearer to 1.2"),
+        ("codes_in_use = 1", "near 0.6"),
+        ("codes_in_use = 4", "the code of 9"),
+        ("codes_in_use = 1 / 0.6", "a whole number"),
+        ("codes_in_use = 7", "How wide is a step"),
+    ],
+    "2.2": [
+        ("bits_per_weight = 4", "take space"),
+        ("bits_per_weight = 4 + 2 / 32", "16 bits"),
+        ("bits_per_weight = 4.06", "2 bytes, which is"),
+        ("bits_per_weight = 4 + 32 / 32", "not 32"),
+        ("bits_per_weight = 16 / 32", "its own 4 bits"),
+        ("bits_per_weight = (4 + 16 / 32) / 8", "in bytes"),
+        ("bits_per_weight = 4 * 32 + 16", "a whole group"),
+        ("bits_per_weight = 4 + 32 / 16", "the other way"),
+        ("bits_per_weight = 4 + 16", "share one"),
+        ("bits_per_weight = 4.25", "Divide the bits of a group"),
+    ],
     "2.3": [
-        ("import qhelpers\ndef absolute_range(params, bits):\n"
-         "    return qhelpers.min_max_range(params)", "mean absolute error is"),
+        ("def absolute_range(params, bits):\n"
+         "    return qhelpers.min_max_range(params)", "range of min-max"),
         ("def absolute_range(params, bits):\n    return 1, -1", "(low, high)"),
         ("def absolute_range(params, bits):\n    return 0.5", "2 numbers"),
+        ("def absolute_range(params, bits):\n    return 0.4, 0.6", "not their fractions"),
+        ("def absolute_range(params, bits):\n    params *= 0.5\n    return -1, 1", "changes"),
+        ("def absolute_range(params, bits):\n    return -10, 10", "mean absolute error is"),
+        (SEARCH.format("4", "np.mean(np.abs(off))"), "pass `bits` on"),
+        (SEARCH.format("bits", "np.mean(off**2)"), "squared error"),
+        (SEARCH.format("bits", "abs(np.mean(off))"), "cancel"),
+        (SEARCH.format("bits", "np.mean(off)"), "cancel"),
+        (SEARCH.format("bits", "np.max(np.abs(off))"), "largest error"),
     ],
     "3.1": [
         ("low, high = -3, 4", "min-max"),
