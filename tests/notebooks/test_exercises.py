@@ -40,6 +40,9 @@ SEARCH = (
     "    parts, low, high = np.linspace(1, 0.04, 25), params.min(), params.max()\n"
     "    return min([(low * a, high * b) for a in parts for b in parts], key=loss)"
 )
+DIFFERENCE = """def error_of_difference(first, second, images):
+    v1, v2 = first * (1 - first) / images, second * (1 - second) / images
+"""
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -237,14 +240,35 @@ WRONG = {
         ("packed_byte = 4", "from right to left"),
     ],
     "6.1": [
-        ("bytes_of_numbers = 89_400", "A bias for each"),
-        ("bytes_of_numbers = 90_240", "210 of both"),
+        ("bytes_of_numbers = 89_400", "a bias and a scale for each"),
+        ("bytes_of_numbers = 89_400 + 210", "takes 4 bytes"),
+        ("bytes_of_numbers = 89_400 + 210 + 210", "takes 4 bytes"),
+        ("bytes_of_numbers = 89_400 + 210 * 4 + 210", "takes 4 bytes"),
+        ("bytes_of_numbers = 90_240", "210 biases and 210 scales"),
+        ("bytes_of_numbers = 89_400 + 210 * 4 + 3 * 4", "one scale for each"),
+        ("bytes_of_numbers = 89_400 + 210 * 4 + 4", "one scale for each"),
+        ("bytes_of_numbers = (89_400 + 210) * 4", "takes one byte"),
+        ("bytes_of_numbers = (89_400 + 210 + 210) * 4", "takes one byte"),
+        ("bytes_of_numbers = 91_080 * 8", "bits"),
+        ("bytes_of_numbers = 91.08", "kilobytes"),
+        ("bytes_of_numbers = 91.1", "kilobytes"),
+        ("bytes_of_numbers = '91 kB'", "should be a number"),
+        ("bytes_of_numbers = 91_000", "4 bytes each"),
     ],
     "6.2": [
-        ("def standard_error(accuracy, images):\n"
-         "    return (accuracy * (1 - accuracy) / images) ** 0.5", "not in points"),
-        ("def standard_error(accuracy, images):\n"
-         "    return 100 * accuracy * (1 - accuracy) / images", "Take the root"),
+        (DIFFERENCE + "    return (v1 + v2) ** 0.5", "not in points"),
+        (DIFFERENCE + "    return (100 * (v1 + v2)) ** 0.5", "outside the root"),
+        (DIFFERENCE + "    return 100 * (v1 + v2)", "Take the root"),
+        (DIFFERENCE + "    return 100 * np.sqrt(v1)", "the error of one accuracy"),
+        (DIFFERENCE + "    return 100 * np.sqrt(v2)", "the error of one accuracy"),
+        (DIFFERENCE + "    return 100 * np.sqrt(v1) + 100 * np.sqrt(v2)", "errors don't"),
+        (DIFFERENCE + "    return 100 * np.sqrt(v1 - v2)", "in a difference, too"),
+        (DIFFERENCE + "    return 100 * np.sqrt((v1 + v2) / 2)", "images of its own"),
+        (DIFFERENCE + "    return 100 * np.sqrt(2 * v1)", "its own variance"),
+        (DIFFERENCE + "    return 100 * np.sqrt((first + second) * (1 - (first + second) / 2)"
+         " / images)", "its own variance"),
+        (DIFFERENCE + "    return 100 * np.sqrt(v1 + v2) / 3", "the sum of both variances"),
+        (DIFFERENCE + "    100 * np.sqrt(v1 + v2)", "should be a number"),
     ],
 }  # fmt: skip
 
