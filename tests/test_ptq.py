@@ -197,6 +197,25 @@ def test_the_summary_has_a_line_for_each_part(small):
     assert [line[24:29].strip() for line in reduced[1:]] == ["8", "8", "7", "7", "7"]
 
 
+@pytest.mark.parametrize("granularity", ["per tensor", "per channel", 1])
+def test_the_ranges_in_the_summary_are_those_that_the_codes_cover(small, granularity):
+    """Of weights and activations, from the scale and the zero point in torch's own quantizer."""
+    quantized = quantize_model(small, [BATCH], 4, 3, granularity=granularity)
+    lines = {line[:24].strip(): line[65:] for line in str(quantized).splitlines()[1:]}
+    far = torch.tensor([-1e9, 1e9])  # clamped to the first and the last code
+    for name in ("0", "2"):
+        layer, place = quantized.graph.get_submodule(name), f"quantize_{name}"
+        activation = quantized.graph.get_submodule(place)
+        ends = torch.fake_quantize_per_tensor_affine(far, layer.scale.max().item(), 0, -8, 7)
+        text = f"{ends[0]:.4g} to {ends[1]:.4g}  {granularity}"
+        assert lines[f"{name} weight"] == text + (
+            "" if "tensor" in str(granularity) else ", the widest"
+        )
+        scale, zero = activation.scale.item(), activation.zero_point.item()
+        ends = torch.fake_quantize_per_tensor_affine(far, scale, zero, 0, 7)
+        assert lines[f"{name} activation"] == f"{ends[0]:.4g} to {ends[1]:.4g}"
+
+
 def test_batches_may_be_pairs(small):
     labels = torch.zeros(4)
     assert torch.equal(

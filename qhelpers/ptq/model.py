@@ -198,15 +198,21 @@ def quantized_graph(model, options, per_layer):
 
 
 def summary(quantized):
-    """Return a table of the layers and activations: bits, scale, zero point, range."""
+    """Return a table of the layers and activations: bits, scale, zero point, range.
+
+    The ends of a range are what the first and the last code stand for. Of weights with several
+    scales it is the widest.
+    """
     lines = [f"{'':<24}{'bits':>5}{'scale':>22}{'zero point':>12}  range"]
     for name, module in quantized.graph.named_modules():
         if isinstance(module, QuantizedLayer):
             low, high = module.scale.min().item(), module.scale.max().item()
             scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-            weight = module.weight()
-            row = f"{module.bits:>5}{scale:>22}{0:>12}  {weight.min():.4g} to {weight.max():.4g}"
-            lines.append(f"{name + ' weight':<24}{row}  {module.granularity}")
+            half = 2 ** (module.bits - 1)
+            ends = f"{-half * high:.4g} to {(half - 1) * high:.4g}"
+            sharing = f"{module.granularity}{', the widest' if module.scale.numel() > 1 else ''}"
+            row = f"{module.bits:>5}{scale:>22}{0:>12}  {ends}  {sharing}"
+            lines.append(f"{name + ' weight':<24}{row}")
         elif isinstance(module, QuantizedActivation):
             label, bits = name.removeprefix("quantize_") + " activation", module.top.bit_length()
             if module.dynamic:
