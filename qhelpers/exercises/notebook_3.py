@@ -2,7 +2,7 @@
 
 import torch
 
-from qhelpers.exercises.answers import mistake, near, real, reals, require
+from qhelpers.exercises.answers import mistake, near, real, reals, require, rounded
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.model import quantize_model
 from qhelpers.training import test
@@ -13,16 +13,25 @@ def moving_average(low, high):
     mistake(near(ends, (-3, 4)), "These are the farthest numbers: a min-max observer's.")
     mistake(near(ends, (-2, 3)), "This is the plain mean of both batches: c would be 0.5.")
     mistake(near(ends, (-2.8, 3.8)), "The other way round: c is the weight of what is new.")
-    require(near(ends, (-1.2, 2.2)), "Each end moves by c times its distance from the new end.")
+    mistake(near(ends, (-1.3, 2.4)), "You add c times the new end: it is c times the distance.")
+    mistake(near(ends, (-0.8, 1.8)), "The distance has the wrong sign: the range gets narrower.")
+    require(rounded(ends, (-1.2, 2.2)), "Each end moves by c times its distance from the new end.")
 
 
 def folded_batch_norm(fold):
     layer, norm = random_layer_and_batch_norm()
-    before = layer.weight.clone()
-    answer = fold(layer, norm)
+    weight_before, bias_before = layer.weight.clone(), layer.bias.clone()
+    try:
+        answer = fold(layer, norm)
+    except RuntimeError as error:  # of torch, where shapes don't fit
+        mistake("must match the size" in str(error),
+                "The weight has the shape (4, 5), and there is a factor for each of its 4 rows: "
+                "write factor[:, None].")  # fmt: skip
+        raise
     require(isinstance(answer, tuple) and len(answer) == 2, "Return the weight and the bias.")
     weight, bias = (torch.as_tensor(reals(numbers)).float() for numbers in answer)
-    require(torch.equal(before, layer.weight), "Your function changes the layer's weight.")
+    require(torch.equal(weight_before, layer.weight), "Your function changes the layer's weight.")
+    require(torch.equal(bias_before, layer.bias), "Your function changes the layer's bias.")
     require(weight.shape == (4, 5), f"The weight has the shape {tuple(weight.shape)}.")
     require(bias.shape == (4,), f"The bias has the shape {tuple(bias.shape)}.")
 
@@ -40,6 +49,11 @@ def folded_batch_norm(fold):
             "The weight is right. BatchNorm scales the layer's own bias, too.")  # fmt: skip
     mistake(torch.allclose(bias, without_bias, atol=1e-5),
             "The weight is right. The layer has a bias of its own.")  # fmt: skip
+    right = without_bias + factor * layer.bias
+    mistake(torch.allclose(bias, right + 2 * factor * norm.running_mean, atol=1e-5),
+            "The weight is right. BatchNorm subtracts the running mean.")  # fmt: skip
+    mistake(torch.allclose(bias, right - norm.bias, atol=1e-5),
+            "The weight is right. BatchNorm ends by adding a bias.")  # fmt: skip
     x = torch.randn(100, 5)
     folded = torch.nn.functional.linear(x, weight, bias)
     require(torch.allclose(folded, norm(layer(x)), atol=1e-4),

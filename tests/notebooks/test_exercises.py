@@ -43,6 +43,9 @@ SEARCH = (
 DIFFERENCE = """def error_of_difference(first, second, images):
     v1, v2 = first * (1 - first) / images, second * (1 - second) / images
 """
+PTQ = (
+    "your_network = qhelpers.quantize_model(exercise_net, [exercise_data.train_images[:1000]], {})"
+)
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -142,8 +145,24 @@ WRONG = {
         ("low, high = -3, 4", "min-max"),
         ("low, high = -2, 3", "plain mean"),
         ("low, high = -2.8, 3.8", "other way round"),
+        ("low, high = -1 + 0.1 * -3, 2 + 0.1 * 4", "times the distance"),
+        ("low, high = -1 + 0.1 * (3 - 1), 2 + 0.1 * (2 - 4)", "wrong sign"),
+        ("low, high = -1.1, 2.1", "Each end moves"),
     ],
     "3.2": [
+        (FOLD + "return layer.weight * factor, layer.bias", "factor[:, None]"),
+        (FOLD + "return layer.weight @ factor, layer.bias", "RuntimeError"),
+        (FOLD + "return layer.weight * factor[:, None]", "Return the weight and the bias"),
+        (FOLD + "return layer.weight, layer.bias", "The weight is not right"),
+        (FOLD + "factor = norm.weight / (norm.running_var + norm.eps)\n"
+         "    return layer.weight * factor[:, None], layer.bias", "the root of the variance"),
+        (FOLD + "return (layer.weight * factor[:, None], "
+         "norm.bias + factor * (layer.bias + norm.running_mean))", "subtracts the running mean"),
+        (FOLD + "return (layer.weight * factor[:, None], "
+         "factor * (layer.bias - norm.running_mean))", "ends by adding a bias"),
+        (FOLD + "return layer.weight * factor[:, None], layer.bias", "the bias isn't"),
+        (FOLD + "layer.bias.mul_(factor)\n    return layer.weight * factor[:, None], layer.bias",
+         "changes the layer's bias"),
         (FOLD + "return layer.weight * factor[:, None], norm.bias - factor * norm.running_mean",
          "a bias of its own"),
         (FOLD + "return (layer.weight * factor[:, None], "
@@ -157,7 +176,7 @@ WRONG = {
         (PTQ.format(4), "3 are allowed"),
         (PTQ.format("3, None"), "in floats"),
         (PTQ.format("2, 2"), "points; 0.5"),
-        ("your_network = net", "quantize_model returns"),
+        ("your_network = exercise_net", "quantize_model returns"),
     ],
     "4.1": [
         ("gradient = [0, 0, 1, 0, 0]", "after rounding"),
