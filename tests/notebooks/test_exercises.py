@@ -30,7 +30,6 @@ CLAMPED = (
 )
 MULTIPLY = "def multiply(acc, M_0, shift):\n    "
 WORST = "worst_inputs, worst_weights = "
-PTQ = "your_network = qhelpers.quantize_model(net, [data.train_images[:1000]], {})"
 SEARCH = (
     "def absolute_range(params, bits):\n"
     "    def loss(range_):\n"
