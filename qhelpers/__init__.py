@@ -17,7 +17,13 @@ from qhelpers.integer import (
     load_integer_model,
     save_integer_model,
 )
-from qhelpers.models import ConvNet, QuantizedVerySimpleNet, VerySimpleNet, build_model
+from qhelpers.models import (
+    ConvNet,
+    DepthwiseNet,
+    QuantizedVerySimpleNet,
+    VerySimpleNet,
+    build_model,
+)
 from qhelpers.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -42,6 +48,7 @@ from qhelpers.training import test, train, train_or_load
 
 __all__ = [
     "ConvNet",
+    "DepthwiseNet",
     "FakeQuantize",
     "HistogramObserver",
     "IntegerModel",

@@ -60,6 +60,33 @@ class ConvNet(nn.Module):
         return self.linear(torch.flatten(x, 1))
 
 
+class DepthwiseNet(nn.Module):
+    """A classifier of 28x28 images in the manner of MobileNet: depthwise-separable convolutions.
+
+    Takes and returns what VerySimpleNet does. `features` is a convolution of 5x5 with stride 4,
+    then for each of `strides` a depthwise convolution of 3x3, which gives each channel one filter
+    of its own, and a pointwise one of 1x1, which mixes the channels; BatchNorm and ReLU6 follow
+    each of them. `pool` takes the mean of each channel, `linear` turns the means into logits.
+    Source: Howard et al. 2017, section 3.1.
+    """
+
+    def __init__(self, channels=32, strides=(2, 1, 1)):
+        super().__init__()
+        convs = [nn.Conv2d(1, channels, kernel_size=5, stride=4, padding=2, bias=False)]
+        for stride in strides:
+            depthwise = {"kernel_size": 3, "stride": stride, "padding": 1, "groups": channels}
+            convs.append(nn.Conv2d(channels, channels, bias=False, **depthwise))
+            convs.append(nn.Conv2d(channels, channels, kernel_size=1, bias=False))
+        parts = [(conv, nn.BatchNorm2d(channels), nn.ReLU6()) for conv in convs]
+        self.features = nn.Sequential(*(layer for part in parts for layer in part))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, 10)
+
+    def forward(self, img):
+        x = self.features(img.reshape(-1, 1, 28, 28))
+        return self.linear(torch.flatten(self.pool(x), 1))
+
+
 def build_model(model_class, seed):
     """Return a float32 `model_class()` whose initial weights come from `seed`.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qhelpers.data import load_data
+from qhelpers.experiments.depthwise import depthwise_rows
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
 from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
 from qhelpers.files import whole_file
@@ -25,6 +26,7 @@ TABLES = {  # name: columns, and what yields the rows
     "recipes": ((*RECIPE_COLUMNS, "granularity", "bits", "seed", "accuracy"), recipe_rows),
     "qat_traps": (("trap", "seed", "accuracy", "control"), trap_rows),
     "batch_norm": (("batch", "statistics", "seed", "accuracy", "float"), batch_norm_rows),
+    "depthwise": (("cure", "learning_rate", "seed", "accuracy"), depthwise_rows),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
 }
 

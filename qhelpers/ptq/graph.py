@@ -13,6 +13,8 @@ LAYERS = (nn.Linear, nn.Conv2d)
 BATCH_NORMS = {nn.Linear: (nn.BatchNorm1d, fuse_linear_bn_eval),
                nn.Conv2d: (nn.BatchNorm2d, fuse_conv_bn_eval)}  # fmt: skip
 RELUS = (nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_")
+# These cut numbers off, and make a new one: the end, such as 6.
+CLIPS = (nn.ReLU6, nn.Hardtanh, functional.relu6, functional.hardtanh, torch.clamp, "clamp")
 # These make no new numbers, so codes stay codes.
 KEEP_CODES = RELUS + (
     (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
@@ -79,7 +81,9 @@ class Inserter:
                 self.quantize_after(node, "input")
             elif is_one_of(self.graph, node, (*LAYERS, QuantizedLayer)):
                 self.quantize_layer(node)
-            elif is_one_of(self.graph, node, AVERAGE):
+            elif node in self.in_codes:  # fused with the layer before it
+                continue
+            elif is_one_of(self.graph, node, (*AVERAGE, *CLIPS)):
                 name = node.target if node.op == "call_module" else node.name
                 self.quantize_after(node, name)
             elif is_one_of(self.graph, node, KEEP_CODES):
@@ -89,7 +93,7 @@ class Inserter:
                 self.kept_in_float.append(node)
 
     def quantize_layer(self, node):
-        """Quantize a layer, its input, and its output, or that of the ReLU after it."""
+        """Quantize a layer, its input, and its output, or that of the ReLU or clip after it."""
         again = is_one_of(self.graph, node, (QuantizedLayer,))  # a layer that is called twice
         name = node.name if again else node.target
         if node.args[0] not in self.in_codes:
@@ -97,10 +101,13 @@ class Inserter:
         if not again:
             layer = self.choices.layer(name, module_of(self.graph, node))
             self.graph.set_submodule(node.target, layer)
-        users = list(node.users)
-        fused = len(users) == 1 and is_one_of(self.graph, users[0], RELUS)
-        self.quantize_after(users[0] if fused else node, name)
-        self.in_codes.add(node)
+        last = node
+        while len(users := list(last.users)) == 1 and is_one_of(
+            self.graph, users[0], (*RELUS, *CLIPS)
+        ):
+            self.in_codes.add(last)
+            last = users[0]
+        self.quantize_after(last, name)
 
     def quantize_after(self, node, name):
         """Quantize the output of a node."""
