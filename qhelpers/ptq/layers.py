@@ -156,8 +156,8 @@ class QuantizedActivation(nn.Module):
             observer = self.new_observer()
             observer(x)
             scale, zero_point = observer.calculate_qparams()
-        codes = torch.round(x * (1 / scale)) + zero_point
-        return (codes.clamp(0, self.top) - zero_point) * scale
+        codes = (x * (1 / scale)).round_().add_(zero_point).clamp_(0, self.top)
+        return codes.sub_(zero_point).mul_(scale)
 
     def extra_repr(self):
         return f"{self.bits} bits, {self.strategy}"
