@@ -46,6 +46,14 @@ def data():
 
 
 @pytest.fixture(scope="session")
+def mnist(data):
+    """The data, for what is compared with a table of experiments."""
+    if data.name != "mnist":
+        pytest.skip("the tables are MNIST's, and this machine has the digits")
+    return data
+
+
+@pytest.fixture(scope="session")
 def few(data):
     """The data with 1,000 test images, for what tells as much with fewer."""
     return dataclasses.replace(

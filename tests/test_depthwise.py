@@ -9,27 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qhelpers import DepthwiseNet, build_model, integer_model, load_data, quantize_model
+from qhelpers import DepthwiseNet, build_model, integer_model, quantize_model
 from qhelpers.experiments.depthwise import CURES, cured_accuracy, depthwise_net
 from qhelpers.experiments.ptq import SEEDS
 from qhelpers.experiments.tables import load_table, select
 from qhelpers.ptq.equalization import ChannelClip, equalize, folded
 from qhelpers.ptq.layers import QuantizedActivation
+from tests.test_experiments import IMAGES
 
-IMAGES = 10  # of 10,000, by which a row may differ on another CPU
 BROKEN = 0.02  # by which the accuracy of a network may, that guesses
 
 
 def rows_of(cure, rate=0.05):
     return select(load_table("depthwise"), cure=cure, learning_rate=rate)["accuracy"]
-
-
-@pytest.fixture(scope="module")
-def mnist():
-    data = load_data()
-    if data.name != "mnist":
-        pytest.skip("the table is MNIST's, and this machine has the digits")
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +76,8 @@ def test_rows_come_out_again(mnist, net, cure):
 
 
 @torch.no_grad()
-def test_equalization_leaves_the_logits(untrained, mnist):
-    images = mnist.test_images[:200].double()
+def test_equalization_leaves_the_logits(untrained, data):
+    images = data.test_images[:200].double()
     before = folded(untrained)
     equalized = copy.deepcopy(before)
     equalize(equalized)
@@ -157,7 +149,7 @@ def test_a_clip_after_codes_makes_new_codes():
     assert (quantized(x) - model(x)).abs().max() < 0.2
 
 
-def test_integers_refuse_what_they_can_not_compute(untrained, mnist):
-    quantized = quantize_model(untrained, [mnist.train_images[:10]])
+def test_integers_refuse_what_they_can_not_compute(untrained, data):
+    quantized = quantize_model(untrained, [data.train_images[:10]])
     with pytest.raises(ValueError, match="features.2 gets floats"):
         integer_model(quantized)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qhelpers import has_torch_ao, load_data
+from qhelpers import has_torch_ao
 from qhelpers import test as accuracy_of
 from qhelpers.experiments.ptq import (
     BEST,
@@ -35,14 +35,6 @@ from qhelpers.experiments.tables import TABLES, load_table, select, write_tables
 REST = [recipe for recipe in RECIPES if recipe not in (MIN_MAX, MSE, BEST)]
 IMAGES = 10  # of 10,000, by which a row may differ on another CPU
 TRAINED = 0.002  # by which the accuracy of a network may, that was trained with 2 bits
-
-
-@pytest.fixture(scope="module")
-def mnist():
-    data = load_data()
-    if data.name != "mnist":
-        pytest.skip("the tables are MNIST's, and this machine has the digits")
-    return data
 
 
 @pytest.fixture(scope="module")

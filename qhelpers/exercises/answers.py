@@ -24,6 +24,11 @@ def require(condition, hint):
         raise Wrong(hint)
 
 
+def require_result(answer):
+    """Raise Wrong if a function returned nothing."""
+    require(answer is not None, "It is None: does your function return something?")
+
+
 def real(answer, name):
     """Return an answer as a float."""
     try:
@@ -34,7 +39,7 @@ def real(answer, name):
 
 def reals(answer, count=None):
     """Return an answer as a float64 array, of `count` numbers if it is given."""
-    require(answer is not None, "It is None: does your function return something?")
+    require_result(answer)
     try:
         if isinstance(answer, torch.Tensor):
             answer = answer.detach()

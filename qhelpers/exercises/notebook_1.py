@@ -49,7 +49,7 @@ def same_codes_as_torch(quantize):
     require(np.array_equal(ties, given), "Your function changes the array that it is given.")
     require((codes == np.rint(codes)).all(), "Codes are integers, and some of yours aren't.")
     require(codes.min() >= 0 and codes.max() <= 255, "Some codes are not from 0 to 255: clamp.")
-    wanted = codes_of_torch(ties, scale, zero, 255)
+    wanted = codes_of_the_kernel(ties, scale, zero, 255)
     off = codes != wanted
     told = f"{off.sum():,} of 100,000 codes are not PyTorch's"
     beyond = np.abs(ties / scale + zero - 127.5) > 129  # far enough, however it is rounded
@@ -63,11 +63,11 @@ def same_codes_as_torch(quantize):
                     f"{wanted[first]:.0f}.")  # fmt: skip
     few = reals(quantize(ties, scale, 5, 4), ties.size).ravel()
     require(few.max() <= 15, "With bits=4 the codes should end at 15.")
-    require(np.array_equal(few, codes_of_torch(ties, scale, 5, 15)),
+    require(np.array_equal(few, codes_of_the_kernel(ties, scale, 5, 15)),
             "With bits=8 the codes are PyTorch's, with bits=4 they aren't.")  # fmt: skip
 
 
-def codes_of_torch(x, scale, zero, last):
+def codes_of_the_kernel(x, scale, zero, last):
     """Return the codes 0 to `last` of PyTorch's CPU kernel, for an array of float32."""
     back = torch.fake_quantize_per_tensor_affine(torch.tensor(x), float(scale), zero, 0, last)
     return np.rint(back.numpy() / scale) + zero

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from qhelpers.exercises.answers import mistake, near, reals, require, rounded
+from qhelpers.exercises.answers import mistake, near, reals, require, require_result, rounded
 
 
 def straight_through_gradient(gradient):
@@ -71,7 +71,7 @@ def values_and_gradient(fake_quantize, scale, zero_point, *ends):
     numbers = np.random.default_rng(7).normal(0, 1.5, 10_000)
     x = torch.tensor(numbers, dtype=torch.float32, requires_grad=True)
     y = fake_quantize(x, scale, zero_point, *ends)
-    require(y is not None, "It is None: does your function return something?")
+    require_result(y)
     require(isinstance(y, torch.Tensor), f"It should return a tensor, and returned {y!r}.")
     require(y.requires_grad, "The result has lost its gradient: detach a part of it only.")
     y.sum().backward()

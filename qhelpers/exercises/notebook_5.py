@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qhelpers.exercises.answers import Wrong, mistake, real, reals, require
+from qhelpers.exercises.answers import Wrong, mistake, real, reals, require, require_result
 
 
 def longest_sum_in_16_bits(count):
@@ -20,7 +20,7 @@ def fixed_point_product(multiply):
     acc = np.array([1, 3, 5, -1, -3, 100, -100, 2_000_000, -2_000_000], np.int32)
     for M_0, shift in [(2**30, 31), (1_484_674_521, 42), (1_700_000_003, 33)]:
         codes = multiply(acc.copy(), M_0, shift)
-        require(codes is not None, "It is None: does your function return something?")
+        require_result(codes)
         codes = np.asarray(codes)
         require(codes.dtype.kind == "i", f"The result has the type {codes.dtype}: a float came in.")
         require(codes.shape == acc.shape, f"The result has the shape {codes.shape}; acc has the "

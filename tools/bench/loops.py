@@ -28,8 +28,7 @@ def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000)
             OURS: lambda n: train(new(), data, batch_size=BATCH_SIZE, total_iterations_limit=n),
             PLAIN: lambda n: plain_train(new(), loader, n),
         }
-        functions = {name: silenced(function) for name, function in functions.items()}
-        times = times_in_turn(functions, count, rounds)
+        times = silent_times(functions, count, rounds)
         goals = {PLAIN: 4} if count == max(iterations) else {}
         yield Comparison("training, batches of 10", count, "iterations", times, goals)
     for count in images:
@@ -37,14 +36,19 @@ def comparisons(data, iterations=(100, 300, 1000), images=(1_000, 3_000, 10_000)
             OURS: lambda n: test(new(), data, n // 1000),
             PLAIN: lambda n: plain_test(new(), plain_loader(Subset(test_set, range(n)))),
         }
-        functions = {name: silenced(function) for name, function in functions.items()}
-        times = times_in_turn(functions, count, rounds)
+        times = silent_times(functions, count, rounds)
         goals = {PLAIN: 60} if count == max(images) else {}
         yield Comparison("testing", count, "images", times, goals)
 
 
 def new():
     return build_model(VerySimpleNet, 0)
+
+
+def silent_times(functions, argument, rounds):
+    """Return what times_in_turn returns for the functions, silenced."""
+    functions = {name: silenced(function) for name, function in functions.items()}
+    return times_in_turn(functions, argument, rounds)
 
 
 def silenced(function):
