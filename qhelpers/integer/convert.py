@@ -9,15 +9,16 @@ from torch.nn import functional
 
 from qhelpers.integer.layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
 from qhelpers.integer.model import IntegerModel
-from qhelpers.ptq.graph import NO_NUMBERS, RELUS, is_one_of, module_of, named, traced
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.model import QuantizedModel, TracedModel
+from qhelpers.ptq.rules import RELUS, TABLE, is_one_of, module_of, named
+from qhelpers.ptq.trace import traced
 
 NO_OPS = (nn.Dropout, nn.Dropout2d, nn.Identity, functional.dropout, "contiguous")
 FLATTENS = (nn.Flatten, torch.flatten, "flatten")
 VIEWS = ("reshape", "view", torch.reshape)
 MAX_POOLS = (nn.MaxPool2d, functional.max_pool2d, torch.max_pool2d)
-SHAPES = (*NO_NUMBERS, operator.getitem)  # operations on shapes, not on numbers
+SHAPES = (*TABLE["shape"], operator.getitem)  # operations on shapes, not on numbers
 TORCH_AO = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
 
 

@@ -1,130 +1,123 @@
-"""The graph of a model: tracing it, folding BatchNorm, and inserting quantized modules."""
+"""Where a graph's numbers become codes: the places, their names, and the modules put there."""
 
-from collections import Counter
+from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
-from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch import fx
 
-from qhelpers.ptq.layers import QuantizedLayer
+from qhelpers.ptq.rules import CLIPS, PICKS, is_one_of, rule_of
+from qhelpers.ptq.trace import unused_name
 
-LAYERS = (nn.Linear, nn.Conv2d)
-BATCH_NORMS = {nn.Linear: (nn.BatchNorm1d, fuse_linear_bn_eval),
-               nn.Conv2d: (nn.BatchNorm2d, fuse_conv_bn_eval)}  # fmt: skip
-RELUS = (nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_")
-# These cut numbers off, and make a new one: the end, such as 6.
-CLIPS = (nn.ReLU6, nn.Hardtanh, functional.relu6, functional.hardtanh, torch.clamp, "clamp")
-# These make no new numbers, so codes stay codes.
-KEEP_CODES = RELUS + (
-    (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
-    + (functional.max_pool2d, torch.max_pool2d, torch.flatten, functional.dropout)
-    + ("flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous")
-)
-# These make new numbers, which are quantized again.
-AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d,
-           functional.adaptive_avg_pool2d)  # fmt: skip
-NO_NUMBERS = ("size", "dim", getattr)  # these return shapes, which reshape needs
+CASTS = ("float", "to")  # what they take may be no floats
 
 
-def traced(model):
-    """Return the torch.fx.GraphModule of a model; raise RuntimeError if tracing fails."""
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:  # whatever the model's own code raises when it is traced
-        raise RuntimeError(f"torch.fx can't trace {type(model).__name__}: {error}") from error
+@dataclass
+class Place:
+    """A place where numbers become codes.
 
-
-def module_of(graph, node):
-    return graph.get_submodule(node.target) if node.op == "call_module" else None
-
-
-def is_one_of(graph, node, kinds):
-    """Whether a node is one of these modules (by class), functions, or methods (by name)."""
-    if node.op == "call_module":
-        return type(module_of(graph, node)) in kinds
-    return node.op in ("call_function", "call_method") and node.target in kinds
-
-
-def fold_batch_norms(graph):
-    """Fold each BatchNorm into the layer before it.
-
-    A pair is folded only if both are called once and nothing else takes the layer's output.
-    """
-    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
-    for node in list(graph.graph.nodes):
-        for layer_class, (norm_class, fuse) in BATCH_NORMS.items():
-            if not is_one_of(graph, node, (norm_class,)):
-                continue
-            before = node.args[0]
-            alone = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
-            if is_one_of(graph, before, (layer_class,)) and alone:
-                layer, norm = module_of(graph, before), module_of(graph, node)
-                graph.set_submodule(before.target, fuse(layer, norm))
-                node.replace_all_uses_with(before)
-                graph.graph.erase_node(node)
-
-
-class Inserter:
-    """Walks through a graph, and inserts quantized layers and activations.
-
-    in_codes: the nodes whose output is quantized. kept_in_float: the nodes that can't be.
+    node: they do so behind it. name: no other place or layer has it. owner: the layer whose
+    options it follows, or its own name.
     """
 
-    def __init__(self, graph, choices):
-        self.graph, self.choices = graph, choices
-        self.in_codes, self.kept_in_float = set(), []
+    node: fx.Node
+    name: str
+    owner: str
 
-    def insert(self):
-        for node in list(self.graph.graph.nodes):
-            if node.op == "placeholder":
-                self.quantize_after(node, "input")
-            elif is_one_of(self.graph, node, (*LAYERS, QuantizedLayer)):
-                self.quantize_layer(node)
-            elif node in self.in_codes:  # fused with the layer before it
-                continue
-            elif is_one_of(self.graph, node, (*AVERAGE, *CLIPS)):
-                name = node.target if node.op == "call_module" else node.name
-                self.quantize_after(node, name)
-            elif is_one_of(self.graph, node, KEEP_CODES):
-                if node.args[0] in self.in_codes:
-                    self.in_codes.add(node)
-            elif node.op not in ("output", "get_attr") and node.target not in NO_NUMBERS:
-                self.kept_in_float.append(node)
 
-    def quantize_layer(self, node):
-        """Quantize a layer, its input, and its output, or that of the ReLU or clip after it."""
-        again = is_one_of(self.graph, node, (QuantizedLayer,))  # a layer that is called twice
-        name = node.name if again else node.target
-        if node.args[0] not in self.in_codes:
-            self.quantize_after(node.args[0], "before_" + name)
-        if not again:
-            layer = self.choices.layer(name, module_of(self.graph, node))
-            self.graph.set_submodule(node.target, layer)
-        last = node
-        while len(users := list(last.users)) == 1 and is_one_of(
-            self.graph, users[0], (*RELUS, *CLIPS)
-        ):
-            self.in_codes.add(last)
-            last = users[0]
-        self.quantize_after(last, name)
+class Plan:
+    """What of a graph is quantized.
 
-    def quantize_after(self, node, name):
-        """Quantize the output of a node."""
-        activation = self.choices.activation(name)
-        self.in_codes.add(node)
+    layers: the names of the layers whose weights become codes.
+    places: a Place for each node behind which numbers become codes, in order.
+    kept_in_float: the nodes that compute in floats.
+    """
+
+    def __init__(self, graph, kinds):
+        """kinds: what the nodes return, as Kinds finds it; floats where nothing is known."""
+        self.graph, self.kinds, self.shapes = graph, kinds, set()
+        self.shapes.update(n for n in graph.graph.nodes if self.returns_no_numbers(n))
+        nodes = [node for node in graph.graph.nodes if node not in self.shapes]
+        rules = {node: rule_of(graph, node) for node in nodes}
+        weighted = [node.target for node in nodes if rules[node] in ("layer", "weights")]
+        self.layers = list(dict.fromkeys(weighted))
+        self.kept_in_float = [
+            node for node in nodes if rules[node] is None and node.op.startswith("call")
+        ]
+        made_by, quantized = {}, set()  # which node made the numbers that a fused one returns
+        for node in nodes:
+            if rules[node] in ("layer", "new", "join") and node not in made_by:
+                made_by[self.end(node)] = node
+                quantized |= {node} | {self.source(taken) for taken in self.taken(node)}
+        quantized = {made_by.get(node, node) for node in quantized}
+        self.places = self.named([node for node in nodes if node in quantized])
+
+    def returns_no_numbers(self, node):
+        """Whether a node returns a shape, a mask or the like, or computes with such only."""
+        if node.op in ("output", "get_attr"):
+            return False
+        if node.name in self.kinds:
+            return self.kinds[node.name] == "no floats"
+        if node.op == "placeholder" or rule_of(self.graph, node) in ("layer", "weights"):
+            return False
+        return rule_of(self.graph, node) == "shape" or all(
+            taken in self.shapes for taken in node.all_input_nodes
+        )
+
+    def taken(self, node):
+        """Return the nodes whose numbers an operation takes as codes."""
+        found = node.all_input_nodes
+        if rule_of(self.graph, node) != "join":
+            found = [node.args[0] if node.args else node.kwargs["input"]]
+        return [taken for taken in found if isinstance(taken, fx.Node) and taken not in self.shapes]
+
+    def source(self, node):
+        """Return the node that made these numbers, before others moved them."""
+        while rule_of(self.graph, node) == "move" and node.target not in CASTS:
+            before = node.all_input_nodes[0]
+            alone = node.target in PICKS and rule_of(self.graph, before) in (None, "shape")
+            if before in self.shapes or alone:  # one of several values: they have no place
+                break
+            node = before
+        return node
+
+    def end(self, node):
+        """Return the ReLU or the like that is fused with a node, or the node itself."""
+        users = list(node.users)
+        fused = len(users) == 1 and is_one_of(self.graph, users[0], CLIPS)
+        return users[0] if fused and rule_of(self.graph, node) in ("layer", "join") else node
+
+    def named(self, nodes):
+        """Return a Place for each node: a layer's has its name, an input's its argument's."""
+        modules = {name for name, _ in self.graph.named_modules()}
+        inputs = [n for n in self.graph.graph.nodes if n.op == "placeholder"]
+        one_input = len([node for node in inputs if node not in self.shapes]) == 1
+        places, names = [], set()
+        for node in nodes:
+            owner = name = node.target if node.op == "call_module" else node.name
+            if node.op == "placeholder" and one_input and "input" not in modules:
+                owner = name = "input"
+            if node.op == "call_module" and name in names:  # another call of the same module
+                name = node.name
+            while name in names or (node.op != "call_module" and name in modules):
+                owner = name = name + "_"
+            names.add(name)
+            places.append(Place(self.end(node), name, owner))
+        return places
+
+
+def insert(graph, plan, choices):
+    """Put quantized layers and activations where a plan has them."""
+    for target in plan.layers:
+        graph.set_submodule(target, choices.layer(target, graph.get_submodule(target)))
+    for place in plan.places:
+        activation = choices.activation(place)
         if activation is None:  # left in floats on purpose
-            return
-        target = "quantize_" + name.replace(".", "_")
-        self.graph.add_submodule(target, activation)
-        with self.graph.graph.inserting_after(node):
-            new = self.graph.graph.call_module(target, (node,))
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self.in_codes.add(new)
+            continue
+        target = unused_name(graph, "quantize_" + identifier(place.name))
+        graph.add_submodule(target, activation)
+        with graph.graph.inserting_after(place.node):
+            new = graph.graph.call_module(target, (place.node,))
+        place.node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
 
 
-def named(node):
-    """Return a name by which a reader finds a node in the model."""
-    if node.op == "call_module":
-        return node.target
-    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
+def identifier(name):
+    return "".join(c if c.isalnum() else "_" for c in name)

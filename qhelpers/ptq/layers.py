@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from qhelpers.affine import symmetric_dequantize, symmetric_quantization
+from qhelpers.affine import symmetric_quantization
 from qhelpers.checks import checked_integer
 from qhelpers.observers import HistogramObserver
 from qhelpers.ptq.bias_correction import bias_correction
+from qhelpers.ptq.rules import CONVOLUTIONS, TRANSPOSED
 from qhelpers.ranges.output_error import InputMoments, output_mse_range
 from qhelpers.ranges.strategies import mse_range
 
 WEIGHT_STRATEGIES = ("min-max", "mse", "output-mse")
 GRANULARITIES = ("per tensor", "per channel")
+WATCHED = (nn.Linear, *CONVOLUTIONS)  # whose inputs InputMoments can take
 
 
 def quantized_weight(weight, bits, strategy, granularity, moments=None):
@@ -50,8 +52,27 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
     return torch.tensor(codes), torch.tensor(scale)
 
 
+def by_output(layer, weight):
+    """Return the weight with its output channels first, as all but transposed convolutions have it.
+
+    A transposed convolution's has the shape (in, out / groups, ...).
+    """
+    if not isinstance(layer, TRANSPOSED):
+        return weight
+    groups = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return groups.transpose(1, 2).flatten(0, 1)
+
+
+def as_layer_takes_it(layer, weight):
+    """Undo `by_output`."""
+    if not isinstance(layer, TRANSPOSED):
+        return weight
+    groups = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return groups.transpose(1, 2).flatten(0, 1)
+
+
 class QuantizedLayer(nn.Module):
-    """A Linear or Conv2d layer whose weight is held as codes.
+    """A layer whose weight is held as codes: Linear, a convolution, or an embedding.
 
     Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
     For the strategy "output-mse" and for `bias_correction` it must see inputs before that, while
@@ -59,19 +80,24 @@ class QuantizedLayer(nn.Module):
     the first pass, in which the network computed in floats.
     """
 
-    def __init__(self, layer, bits, strategy, granularity, bias_correction=False):
+    def __init__(self, name, layer, bits, strategy, granularity, bias_correction=False):
         super().__init__()
         self.bits, self.granularity, self.strategy = bits, granularity, strategy
         self.bias_correction = bias_correction
-        self.exact = layer.weight.detach()
+        if self.watches and not isinstance(layer, WATCHED):
+            raise ValueError(
+                f"{name} is a {type(layer).__name__}; 'output-mse' and bias_correction need Linear "
+                "or a convolution: give it other options in per_layer"
+            )
+        self.exact = by_output(layer, layer.weight.detach())
+        self.trains = layer.weight.requires_grad
         self.shape = self.exact.shape
         codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.layer = copy.deepcopy(layer)
         if bias_correction and layer.bias is None:
-            self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
-        self.new_moments = lambda: InputMoments(layer)
+            self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=torch.float32))
         self.observing, self.passes = False, []  # InputMoments of each pass through the data
         del self.layer.weight  # no longer a parameter: `forward` sets the one in use
 
@@ -81,7 +107,8 @@ class QuantizedLayer(nn.Module):
 
     def observe(self):
         self.observing = True
-        self.passes.append(self.new_moments())
+        self.layer.weight = self.exact
+        self.passes.append(InputMoments(self.layer))
 
     @torch.no_grad()
     def freeze(self):
@@ -92,20 +119,29 @@ class QuantizedLayer(nn.Module):
                 exact, self.bits, self.strategy, self.granularity, now
             )
             if self.bias_correction:
-                self.layer.bias += bias_correction(before, exact, now, self.weight())
+                self.layer.bias += bias_correction(before, exact, now, self.rows())
             self.passes = []
 
-    def weight(self):
-        """Return the weight in use, in float32."""
+    def rows(self):
+        """Return the weight in use, in float32, output channels first."""
         if self.exact is not None:
             return self.exact
-        return torch.tensor(symmetric_dequantize(self.codes, self.scale)).reshape(self.shape)
+        scale = self.scale.unsqueeze(-1) if self.scale.ndim else self.scale
+        codes = self.codes.reshape(*self.scale.shape, -1)
+        return (codes.float() * scale).reshape(self.shape)
+
+    def weight(self):
+        """Return the weight in use, in float32, of the layer's own shape."""
+        return as_layer_takes_it(self.layer, self.rows())
 
     def forward(self, x):
         if self.observing:
             self.passes[-1].update(x)
-        self.layer.weight = self.weight()
-        return self.layer(x)
+        weight = self.layer.weight = self.weight()
+        result = self.layer(x)
+        if self.layer.weight is not weight:
+            raise RuntimeError(f"a hook of {self.layer} sets its weight anew; remove it first")
+        return result
 
     def extra_repr(self):
         return f"{self.bits} bits, {self.granularity}"
@@ -120,14 +156,12 @@ class QuantizedActivation(nn.Module):
     With the strategy "dynamic" the range is that of each batch.
     """
 
-    def __init__(self, bits, strategy, reduce_range=False):
+    def __init__(self, name, bits, strategy, reduce_range=False):
         super().__init__()
-        self.bits, self.strategy, self.top = bits, strategy, 2 ** (bits - reduce_range) - 1
-        self.new_observer = lambda: HistogramObserver(
-            bits, strategy="min-max" if self.dynamic else strategy, reduce_range=reduce_range
-        )
+        self.name, self.bits, self.strategy = name, bits, strategy
+        self.reduce_range, self.top = reduce_range, 2 ** (bits - reduce_range) - 1
         self.observer, self.observing, self.active = None, False, False
-        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
     @property
@@ -138,6 +172,10 @@ class QuantizedActivation(nn.Module):
     def watches(self):
         return not self.dynamic
 
+    def new_observer(self):
+        strategy = "min-max" if self.dynamic else self.strategy
+        return HistogramObserver(self.bits, strategy=strategy, reduce_range=self.reduce_range)
+
     def observe(self):
         self.observing, self.observer = True, self.new_observer()
 
@@ -147,6 +185,8 @@ class QuantizedActivation(nn.Module):
         self.observer, self.observing, self.active = None, False, True
 
     def forward(self, x):
+        if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel()):
+            return x  # a mask, indices, or an empty batch
         if self.observing:
             self.observer(x)
         if not self.active:

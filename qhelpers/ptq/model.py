@@ -1,20 +1,24 @@
 """Post-training quantization of your own model: trace, observe, calibrate, convert."""
 
-import copy
+import inspect
+import itertools
 import warnings
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from qhelpers.ptq.graph import (
-    Inserter,
+from qhelpers.ptq.graph import Plan, insert
+from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
+from qhelpers.ptq.options import Choices, plain
+from qhelpers.ptq.rules import module_of, named
+from qhelpers.ptq.trace import (
     fold_batch_norms,
-    module_of,
-    named,
+    follow_training,
+    kinds_of,
+    make_layers,
+    plain_copy,
     traced,
 )
-from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
-from qhelpers.ptq.options import Choices
 
 
 def quantize_model(
@@ -30,14 +34,18 @@ def quantize_model(
     reduce_range=False,
     per_layer=None,
     layer_after_layer=False,
+    leaf_modules=(),
 ):
     """Return a quantized copy of `model`, a QuantizedModel; `model` stays as it is.
 
-    model: nn.Module on the CPU whose weights are in Linear and Conv2d layers. BatchNorm after
-        one of them is folded into it, ReLU after it is fused with it. Everything else computes
-        in floats, and is listed in the result's `kept_in_float` and in a UserWarning.
-    calibration_batches: iterable of float tensors, or of pairs whose first is one. It may be
-        empty where no option needs it: with activations in floats or "dynamic".
+    model: nn.Module on the CPU. The weights of its linear layers, convolutions and embeddings
+        become codes; BatchNorm after a layer is folded into it, ReLU after it is fused with it.
+        The activations around these layers, and those of the operations in
+        qhelpers.ptq.rules.TABLE, become codes. Everything else computes in floats, and is listed
+        in the result's `kept_in_float` and in a UserWarning.
+    calibration_batches: iterable of batches, read once: tensors, dicts of keyword arguments, or
+        tuples of arguments; what is in a tuple behind the arguments, such as labels, is left out.
+        It may be empty if no option needs it: with activations in floats or "dynamic".
     weight_bits: from 2 to 16. activation_bits: from 1 to 16, or None to keep them in floats.
     weight_strategy: "min-max", "mse", or "output-mse": the ranges whose error in the layer's
         output has the least variance, on the calibration batches.
@@ -50,8 +58,10 @@ def quantize_model(
     reduce_range: use one bit less of the activations' codes. (torch's default_qconfig chooses
         scale and zero point this way, too, but lets the codes run to 255.)
     per_layer: other values of the options above for single layers, by name, such as
-        {"fc2": {"weight_bits": 4}}. The name "input" stands for the model's input.
+        {"fc2": {"weight_bits": 4}}, or places, as the result's table names them. A model's only
+        input is the place "input".
     layer_after_layer: calibrate each layer on the outputs of the quantized layers before it.
+    leaf_modules: classes of modules that torch.fx shall not trace; they compute in floats.
 
     Raises TypeError or ValueError for arguments other than these, RuntimeError if torch.fx
     can't trace the model.
@@ -67,32 +77,64 @@ def quantize_model(
         "bias_correction": bias_correction,
         "reduce_range": reduce_range,
     }
-    quantized = unfrozen(model, options, per_layer)
-    calibrate(quantized, [inputs_of(batch) for batch in calibration_batches], layer_after_layer)
+    with torch.inference_mode(False):
+        batches, first = read(model, calibration_batches)
+        quantized = unfrozen(model, options, per_layer, first, leaf_modules)
+        calibrate(quantized, batches, layer_after_layer)
     return quantized
 
 
-def unfrozen(model, options, per_layer):
+def read(model, batches):
+    """Return an iterator over the arguments in each batch, and the arguments in the first."""
+    signature = inspect.signature(model.forward)
+    arguments = (arguments_of(batch, signature) for batch in batches)
+    first = next(arguments, None)
+    return itertools.chain([] if first is None else [first], arguments), first
+
+
+def arguments_of(batch, signature):
+    """Return what a batch calls the model with, as inspect.BoundArguments.
+
+    What is in a tuple behind the arguments that the model needs is left out, as are labels.
+    """
+    parameters = signature.parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if isinstance(batch, dict):
+        args, kwargs = (), {name: batch[name] for name in signature.parameters if name in batch}
+    elif isinstance(batch, (tuple, list)):
+        args, kwargs = tuple(batch)[: max(1, len(needed))], {}
+    else:
+        args, kwargs = (batch,), {}
+    for value in (*args, *kwargs.values()):
+        if not isinstance(value, (torch.Tensor, tuple, list, dict, int, float, type(None))):
+            raise TypeError(
+                f"calibration_batches holds {type(value).__name__}; it must hold tensors"
+            )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"calibration_batches doesn't fit the model's arguments: {error}") from None
+
+
+def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     """Return a QuantizedModel that computes in floats until its modules are frozen.
 
-    Warns if the model is in training mode, and if something in it isn't quantized.
+    first: the arguments in the first batch, or None.
+    Warns if the model is in training mode, and of what isn't quantized or gets lost.
     """
     if model.training:
         warnings.warn("model is in training mode; it is quantized as in evaluation mode",
                       stacklevel=3)  # fmt: skip
-    graph, kept_in_float = quantized_graph(model, options, per_layer or {})
-    if kept_in_float:
-        names = ", ".join(kept_in_float)
+    if model._forward_hooks or model._forward_pre_hooks:
+        warnings.warn("hooks of the model itself are left out; those of its parts stay",
+                      stacklevel=3)  # fmt: skip
+    given = () if first is None else [*first.arguments]
+    recipe = {"options": plain(options), "per_layer": plain(per_layer or {}), "given": [*given]}
+    quantized = quantized_model(model, recipe, first, leaf_modules, training)
+    if quantized.kept_in_float:
+        names = ", ".join(quantized.kept_in_float)
         warnings.warn(f"these are not quantized and compute in floats: {names}", stacklevel=3)
-    return QuantizedModel(graph, kept_in_float, options, per_layer or {})
-
-
-def inputs_of(batch):
-    """Return the inputs of a batch that may be a pair of inputs and labels."""
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(inputs, torch.Tensor):
-        raise TypeError(f"calibration_batches holds {type(inputs).__name__}; it must hold tensors")
-    return inputs
+    return quantized
 
 
 @torch.no_grad()
@@ -103,9 +145,9 @@ def calibrate(quantized, batches, layer_after_layer):
     """
     modules = quantizing_modules(quantized.graph)
     watching = [module for module in modules if module.watches]
-    if watching and not batches:
+    batches = list(batches) if layer_after_layer else batches
+    if watching and not show(batches, watching, quantized):
         raise ValueError("calibration_batches is empty; it must hold at least one batch")
-    show(batches, watching, quantized)
     for module in modules:
         if layer_after_layer and module.watches:
             show(batches, [module], quantized)
@@ -120,28 +162,46 @@ def quantizing_modules(graph):
 
 
 def show(batches, modules, quantized):
-    """Run the model on the batches while these modules observe their inputs."""
+    """Run the model on the batches while these modules observe; return how many batches it was."""
     for module in modules:
         module.observe()
+    count = 0
     for batch in batches:
-        quantized(batch)
+        quantized(*batch.args, **batch.kwargs)
+        count += 1
     for module in modules:
         module.observing = False
+    return count
+
+
+def as_new(value, dtype):
+    """Return a float tensor as a new one of this type, so that nothing changes the caller's."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(dtype, copy=True)
+    return value
 
 
 class TracedModel(nn.Module):
-    """A model whose modules were replaced in its torch.fx graph.
+    """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
     `graph` is the GraphModule that computes. `kept_in_float` names what is not quantized.
     """
 
-    def __init__(self, graph, kept_in_float, options, per_layer):
+    def __init__(self, graph, kept_in_float, signature, recipe):
         super().__init__()
         self.graph, self.kept_in_float = graph, kept_in_float
-        self.options, self.per_layer = options, per_layer
+        self.signature, self.recipe = signature, recipe
 
-    def forward(self, x):
-        return self.graph(x)
+    def forward(self, *args, **kwargs):
+        floats = next(self.graph.parameters(), torch.empty(0, dtype=torch.float32))
+        return self.graph(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+
+
+def in_order(arguments, dtype=torch.float32):
+    """Return bound arguments, with defaults for those left out, in the order of the signature."""
+    arguments.apply_defaults()
+    values = arguments.arguments.values()
+    return [fx.node.map_aggregate(value, lambda each: as_new(each, dtype)) for value in values]
 
 
 class QuantizedModel(TracedModel):
@@ -156,23 +216,25 @@ class QuantizedModel(TracedModel):
     __str__ = __repr__ = lambda self: summary(self)
 
     def get_extra_state(self):
-        return {"options": self.options, "per_layer": self.per_layer}
+        return self.recipe
 
     def set_extra_state(self, state):
-        if state != self.get_extra_state():
+        mine, theirs = ({k: v[k] for k in ("options", "per_layer")} for v in (self.recipe, state))
+        if mine != theirs:
             raise ValueError("the file holds a model that was quantized with other options: "
-                             f"{state}, not {self.get_extra_state()}")  # fmt: skip
+                             f"{theirs}, not {mine}")  # fmt: skip
 
 
-def load_quantized(model, path):
+def load_quantized(model, path, leaf_modules=()):
     """Return the QuantizedModel whose `state_dict` was saved at `path`.
 
     model: the float model that was quantized, or one with the same layers; its weights
         are not used.
+    leaf_modules: as for `quantize_model`.
     """
     state = torch.load(path, weights_only=True)
-    options = state["_extra_state"]
-    quantized = QuantizedModel(*quantized_graph(model, **options), **options)
+    recipe = state["_extra_state"]
+    quantized = quantized_model(model, recipe, leaf_modules=leaf_modules)
     for module in quantized.graph.modules():
         if hasattr(module, "freeze"):
             module.freeze()
@@ -180,21 +242,35 @@ def load_quantized(model, path):
     return quantized
 
 
-def quantized_graph(model, options, per_layer):
-    """Return a torch.fx.GraphModule that quantizes, and the names of what stays in floats."""
+def quantized_model(model, recipe, first=None, leaf_modules=(), training=False):
+    """Return a QuantizedModel that isn't calibrated.
+
+    recipe: a dict of "options", "per_layer", "given", the names of the arguments, and "kinds",
+        what the nodes return; kinds are found by running `first`, the arguments of a batch.
+    training: let the graph ask whether it is in training mode, where the model does.
+    """
+    options = recipe["options"]
     if options["activation_strategy"] == "cross-entropy":
         raise ValueError("activation_strategy is 'cross-entropy', which is for logits: give it in "
                          "per_layer, to the layer that returns them")  # fmt: skip
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
             raise ValueError(f"model has {name} on {tensor.device}; move it to the CPU first")
-    graph = traced(copy.deepcopy(model).eval().float())
-    fold_batch_norms(graph)
-    inserter = Inserter(graph, Choices(graph, options, per_layer))
-    inserter.insert()
+    copied = plain_copy(model)
+    graph = traced(copied, leaf_modules, recipe["given"])
+    if training:
+        follow_training(graph, traced(copied.train(), leaf_modules, recipe["given"]))
+        graph.eval()
+    make_layers(graph)
+    if "kinds" not in recipe:
+        recipe = recipe | {"kinds": {} if first is None else kinds_of(graph, in_order(first))}
+    fold_batch_norms(graph, recipe["kinds"])
+    plan = Plan(graph, recipe["kinds"])
+    insert(graph, plan, Choices(plan, options, recipe["per_layer"]))
     graph.delete_all_unused_submodules()
     graph.recompile()
-    return graph, [named(node) for node in inserter.kept_in_float]
+    kept_in_float = [named(node) for node in plan.kept_in_float]
+    return QuantizedModel(graph, kept_in_float, inspect.signature(model.forward), recipe)
 
 
 def summary(quantized):
@@ -214,7 +290,7 @@ def summary(quantized):
             row = f"{module.bits:>5}{scale:>22}{0:>12}  {ends}  {sharing}"
             lines.append(f"{name + ' weight':<24}{row}")
         elif isinstance(module, QuantizedActivation):
-            label, bits = name.removeprefix("quantize_") + " activation", module.top.bit_length()
+            label, bits = module.name + " activation", module.top.bit_length()
             if module.dynamic:
                 lines.append(f"{label:<24}{bits:>5}{'dynamic':>22}")
                 continue

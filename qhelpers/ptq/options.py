@@ -1,8 +1,9 @@
-"""The options of `quantize_model`, checked, and what they choose for each layer."""
+"""The options of `quantize_model`, checked, and what they choose for each layer and place."""
+
+import numpy as np
 
 from qhelpers.checks import checked_bits
 from qhelpers.observers import STRATEGIES
-from qhelpers.ptq.graph import LAYERS, is_one_of
 from qhelpers.ptq.layers import (
     GRANULARITIES,
     WEIGHT_STRATEGIES,
@@ -11,22 +12,32 @@ from qhelpers.ptq.layers import (
 )
 
 
-class Choices:
-    """The checked options of each layer: those for all layers, overridden by its own."""
+def plain(options):
+    """Return a copy of a dict of options, without NumPy's types, which can't be saved safely."""
+    if isinstance(options, dict):
+        return {key: plain(value) for key, value in options.items()}
+    return options.item() if isinstance(options, np.generic) else options
 
-    def __init__(self, graph, options, per_layer):
+
+class Choices:
+    """The checked options of each layer and place: those for all, overridden by its own."""
+
+    def __init__(self, plan, options, per_layer):
         self.options, self.per_layer = options, per_layer
-        layers = [n.target for n in graph.graph.nodes if is_one_of(graph, n, LAYERS)]
-        if not layers:
-            raise ValueError("model has no Linear or Conv2d layer that could be quantized")
+        if not plan.layers:
+            raise ValueError("model has no layer with weights that could be quantized, such as "
+                             "Linear or Conv2d")  # fmt: skip
+        names = list(dict.fromkeys([place.name for place in plan.places] + plan.layers))
         for name, changed in per_layer.items():
-            if name not in ("input", *layers):
-                raise ValueError(f"per_layer names {name!r}; the layers are {['input', *layers]}")
+            if name not in names:
+                raise ValueError(f"per_layer names {name!r}; the layers are {names}")
             for option in set(changed) - set(options):
                 raise ValueError(f"per_layer has the option {option!r}; it may have {[*options]}")
 
-    def of(self, name):
-        chosen = self.options | self.per_layer.get(name.removeprefix("before_"), {})
+    def of(self, *names):
+        chosen = self.options
+        for name in names:
+            chosen = chosen | self.per_layer.get(name, {})
         for option, allowed in [
             ("weight_strategy", WEIGHT_STRATEGIES),
             ("activation_strategy", (*STRATEGIES, "dynamic")),
@@ -42,13 +53,13 @@ class Choices:
         chosen = self.of(name)
         bits = checked_bits(chosen["weight_bits"], fewest=2)
         options = [chosen[o] for o in ("weight_strategy", "granularity", "bias_correction")]
-        return QuantizedLayer(layer, bits, *options)
+        return QuantizedLayer(name, layer, bits, *options)
 
-    def activation(self, name):
-        chosen = self.of(name)
+    def activation(self, place):
+        chosen = self.of(place.owner, place.name)
         if chosen["activation_bits"] is None:
             return None
         bits = checked_bits(chosen["activation_bits"], fewest=1 + bool(chosen["reduce_range"]))
         return QuantizedActivation(
-            bits, chosen["activation_strategy"], bool(chosen["reduce_range"])
+            place.name, bits, chosen["activation_strategy"], bool(chosen["reduce_range"])
         )

@@ -11,8 +11,13 @@ from qhelpers.observers import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
-from qhelpers.ptq.model import QuantizedModel, TracedModel, calibrate, inputs_of, unfrozen
+from qhelpers.ptq.layers import (
+    QuantizedActivation,
+    QuantizedLayer,
+    as_layer_takes_it,
+    by_output,
+)
+from qhelpers.ptq.model import QuantizedModel, TracedModel, calibrate, read, unfrozen
 from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize
 
 METHODS = ("ste", "frozen", "lsq")
@@ -28,6 +33,7 @@ def prepare_qat(
     calibration_batches,
     granularity="per channel",
     per_layer=None,
+    leaf_modules=(),
 ):
     """Return a copy of `model` that trains with fake quantization, a QATModel.
 
@@ -41,7 +47,7 @@ def prepare_qat(
         `quantize_model`.
     per_layer: weight_bits, activation_bits and granularity of single layers, by name.
 
-    The other arguments, the layers that are quantized, the warnings and errors are those of
+    The other arguments, what is quantized, the warnings and errors are those of
     `quantize_model`; ValueError is also raised where `method` is none of these. A BatchNorm that
     follows a layer is folded into it before training, so its statistics don't change any more.
     Source: Jacob et al. 2018, section 3; Esser et al. 2020 for "lsq".
@@ -62,20 +68,30 @@ def prepare_qat(
         "bias_correction": False,
         "reduce_range": False,
     }
-    model = unfrozen(model, options, per_layer)
-    weights = {
-        name: module.exact
-        for name, module in model.graph.named_modules()
-        if isinstance(module, QuantizedLayer)
-    }
-    batches = [inputs_of(batch) for batch in calibration_batches]
-    calibrate(model, batches, layer_after_layer=False)
-    for name, module in list(model.graph.named_modules()):
+    with torch.inference_mode(False):
+        batches, first = read(model, calibration_batches)
+        model = unfrozen(model, options, per_layer, first, leaf_modules, training=True)
+        weights = trained_weights(model.graph)
+        calibrate(model, batches, layer_after_layer=False)
+        for name, module in list(model.graph.named_modules()):
+            if isinstance(module, QuantizedLayer):
+                model.graph.set_submodule(name, TrainedLayer(module, weights[name], method))
+            elif isinstance(module, QuantizedActivation):
+                model.graph.set_submodule(name, trained_activation(module, method))
+    return QATModel(model.graph, model.kept_in_float, model.signature, model.recipe)
+
+
+def trained_weights(graph):
+    """Return the weights to train, as parameters, by the layer's name; tied ones are one."""
+    weights, made = {}, {}
+    for name, module in graph.named_modules():
         if isinstance(module, QuantizedLayer):
-            model.graph.set_submodule(name, TrainedLayer(module, weights[name], method))
-        elif isinstance(module, QuantizedActivation):
-            model.graph.set_submodule(name, trained_activation(module, method))
-    return QATModel(model.graph, model.kept_in_float, options, per_layer or {})
+            key = module.exact.data_ptr(), module.shape
+            if key not in made:
+                weight = as_layer_takes_it(module.layer, module.exact)
+                made[key] = nn.Parameter(weight.clone(), requires_grad=module.trains)
+            weights[name] = made[key]
+    return weights
 
 
 class TrainedLayer(nn.Module):
@@ -85,7 +101,7 @@ class TrainedLayer(nn.Module):
         super().__init__()
         self.bits, self.granularity = quantized.bits, quantized.granularity
         self.layer = copy.deepcopy(quantized.layer)
-        self.layer.weight = nn.Parameter(weight.clone())
+        self.layer.weight = weight
         half = 2 ** (self.bits - 1)
         scale = quantized.scale.flatten()
         zero_point = torch.zeros(scale.numel(), dtype=torch.int32)
@@ -100,15 +116,17 @@ class TrainedLayer(nn.Module):
             self.fake = FakeQuantize(
                 observer if method == "ste" else None, scale=scale, zero_point=zero_point, **ends
             )
-        self.scale_shape = quantized.scale.shape
+        self.shape, self.scale_shape = quantized.shape, quantized.scale.shape
 
     def rows(self):
         """Return the weight as a matrix, a row for each scale."""
-        return self.layer.weight.reshape(math.prod(self.scale_shape), -1)
+        weight = by_output(self.layer, self.layer.weight)
+        return weight.reshape(math.prod(self.scale_shape), -1)
 
     def forward(self, x):
-        weight = self.fake(self.rows()).reshape(self.layer.weight.shape)
-        if isinstance(self.layer, nn.Linear):  # faster
+        weight = self.fake(self.rows()).reshape(self.shape)
+        weight = as_layer_takes_it(self.layer, weight)
+        if type(self.layer) is nn.Linear and not self.layer._forward_hooks:  # faster
             return functional.linear(x, weight, self.layer.bias)
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
 
@@ -118,7 +136,7 @@ class TrainedLayer(nn.Module):
         scale = self.fake.step(self.rows())
         codes = torch.round(self.rows() * (1 / scale[:, None]))
         codes = codes.clamp(self.fake.quant_min, self.fake.quant_max)
-        quantized = QuantizedLayer(self.layer, self.bits, "min-max", self.granularity)
+        quantized = QuantizedLayer("", self.layer, self.bits, "min-max", self.granularity)
         quantized.codes = codes.to(quantized.codes.dtype).reshape(quantized.codes.shape)
         quantized.scale = scale.reshape(self.scale_shape)
         quantized.freeze()
@@ -128,19 +146,23 @@ class TrainedLayer(nn.Module):
 def trained_activation(quantized, method):
     """Return the module that takes the place of a QuantizedActivation during training."""
     if method == "lsq":
-        return LearnedStepSize(quantized.scale, quantized.zero_point, 0, quantized.top)
+        fake = LearnedStepSize(quantized.scale, quantized.zero_point, 0, quantized.top)
+        fake.name = quantized.name
+        return fake
     observer = None
     if method == "ste":  # start from the calibrated range
         observer = MovingAverageMinMaxObserver(quantized.bits)
         observer((torch.tensor([0, quantized.top]) - quantized.zero_point) * quantized.scale)
     ends = {"quant_min": 0, "quant_max": quantized.top}
-    return FakeQuantize(observer, scale=quantized.scale, zero_point=quantized.zero_point, **ends)
+    fake = FakeQuantize(observer, scale=quantized.scale, zero_point=quantized.zero_point, **ends)
+    fake.name = quantized.name
+    return fake
 
 
 @torch.no_grad()
 def converted_activation(fake, strategy):
     """Return the QuantizedActivation that computes the same."""
-    quantized = QuantizedActivation(fake.quant_max.bit_length(), strategy)
+    quantized = QuantizedActivation(fake.name, fake.quant_max.bit_length(), strategy)
     quantized.scale, quantized.zero_point = fake.step(torch.zeros(1, 1)), fake.zero_point.clone()
     quantized.freeze()
     return quantized
@@ -164,7 +186,7 @@ class QATModel(TracedModel):
         for name, module in list(graph.named_modules()):
             if isinstance(module, TrainedLayer):
                 graph.set_submodule(name, module.convert())
-            elif isinstance(module, FakeQuantize) and name.startswith("quantize_"):
-                strategy = self.options["activation_strategy"]
+            elif isinstance(module, FakeQuantize) and hasattr(module, "name"):
+                strategy = self.recipe["options"]["activation_strategy"]
                 graph.set_submodule(name, converted_activation(module, strategy))
-        return QuantizedModel(graph, self.kept_in_float, self.options, self.per_layer)
+        return QuantizedModel(graph, self.kept_in_float, self.signature, self.recipe)

@@ -13,16 +13,16 @@ COARSE, FINE = 50, 9  # candidates for the end of a range, in the first pass and
 class InputMoments:
     """The mean and the covariance of a layer's inputs, in float64, summed up over batches.
 
-    For Conv2d an input is a patch, the numbers from which one output is computed. `mean` has
-    the shape (groups, size) and `covariance` (groups, size, size), where groups is Conv2d's, 1
-    for Linear, and size the number of weights of an output channel.
+    For a convolution an input is a patch, the numbers from which one output is computed. `mean`
+    has the shape (groups, size) and `covariance` (groups, size, size), where groups is the
+    convolution's, 1 for Linear, and size the number of weights of an output channel.
     """
 
     def __init__(self, layer):
         self.groups, self.size = getattr(layer, "groups", 1), layer.weight[0].numel()
-        self.channel_axis = -3 if isinstance(layer, nn.Conv2d) else -1
+        self.channel_axis = 1 - layer.weight.ndim if layer.weight.ndim > 2 else -1
         # With an identity for its weight, a layer returns its inputs themselves.
-        weight = torch.eye(self.size).repeat(self.groups, 1)
+        weight = torch.eye(self.size, dtype=torch.float32).repeat(self.groups, 1)
         self.inputs_of = copy.deepcopy(layer)
         self.inputs_of.weight = nn.Parameter(weight.reshape(-1, *layer.weight.shape[1:]))
         self.inputs_of.bias = None
