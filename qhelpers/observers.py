@@ -39,7 +39,8 @@ class MinMaxObserver:
 
     def __call__(self, batch):
         checked_finite(checked_params(batch, "batch"), "batch")
-        self.update(batch.detach().float())
+        largest = torch.finfo(torch.float32).max
+        self.update(batch.detach().clamp(-largest, largest).float())
         return batch
 
     def update(self, batch):
@@ -73,7 +74,10 @@ def qparams(low, high, quant_min, quant_max, symmetric):
     if symmetric:
         scale = torch.maximum(-low, high) / ((quant_max - quant_min) / 2)
         return scale.clamp(min=EPS), torch.zeros_like(scale, dtype=torch.int32)
-    scale = ((high - low) / (quant_max - quant_min)).clamp(min=EPS)
+    scale = (high - low) / (quant_max - quant_min)
+    if scale.isinf().any():  # the width overflows
+        scale = high / (quant_max - quant_min) - low / (quant_max - quant_min)
+    scale = scale.clamp(min=EPS)
     zero_point = quant_min - torch.round(low / scale)
     return scale, zero_point.clamp(quant_min, quant_max).int()
 

@@ -26,16 +26,16 @@ class ConvNet(nn.Module):
 
 
 class Branched(nn.Module):
-    """A branch through LayerNorm and a sum; neither is supported."""
+    """A branch through GELU and a difference, which compute in floats."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(784, 30), nn.Linear(30, 30)
-        self.norm, self.last = nn.LayerNorm(30), nn.Linear(30, 10)
+        self.last = nn.Linear(30, 10)
 
     def forward(self, x):
         x = torch.relu(self.first(x.flatten(1)))
-        return self.last(torch.relu(self.norm(self.second(x))) + x)
+        return self.last(functional.gelu(self.second(x)) - x)
 
 
 class Twice(nn.Module):

@@ -53,6 +53,9 @@ class IntegerModel:
                                  f"gets {qparams}")  # fmt: skip
         self.functions = [layer.prepared(arithmetic, products) for layer in self.layers]
 
+    def __reduce__(self):  # for pickle and copy, which can't take `functions`
+        return IntegerModel, (self.layers, self.arithmetic, self.products)
+
     def computing(self, arithmetic, products=None):
         """Return the same model with another arithmetic, and other products."""
         return IntegerModel(self.layers, arithmetic, products)

@@ -97,7 +97,11 @@ def qparams(node, constants):
 def layer(node, given, makers, constants, before, after):
     """Return the Linear or Conv2d of a Gemm or Conv node."""
     name, weight, scale = stored(node, 1, makers, constants)
-    _, bias_codes, bias_scale = stored(node, 2, makers, constants)
+    if len(node.input) > 2 and node.input[2]:
+        _, bias_codes, bias_scale = stored(node, 2, makers, constants)
+    else:
+        transposed = node.op_type == "Gemm" and not given.get("transB", 0)
+        bias_codes, bias_scale = np.zeros(weight.shape[transposed], np.int32), scale
     name = name.removesuffix("_quantized").removesuffix(".weight")
     bias = (bias_codes * bias_scale.astype(np.float64)).astype(np.float32)
     if not np.array_equal(np.rint(bias / (before.scale * scale)), bias_codes):

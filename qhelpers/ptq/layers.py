@@ -134,11 +134,11 @@ class QuantizedLayer(nn.Module):
         """Return the weight in use, in float32, of the layer's own shape."""
         return as_layer_takes_it(self.layer, self.rows())
 
-    def forward(self, x):
+    def forward(self, input):  # torch's name, which may be given
         if self.observing:
-            self.passes[-1].update(x)
+            self.passes[-1].update(input)
         weight = self.layer.weight = self.weight()
-        result = self.layer(x)
+        result = self.layer(input)
         if self.layer.weight is not weight:
             raise RuntimeError(f"a hook of {self.layer} sets its weight anew; remove it first")
         return result

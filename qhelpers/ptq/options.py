@@ -25,8 +25,8 @@ class Choices:
     def __init__(self, plan, options, per_layer):
         self.options, self.per_layer = options, per_layer
         if not plan.layers:
-            raise ValueError("model has no layer with weights that could be quantized, such as "
-                             "Linear or Conv2d")  # fmt: skip
+            raise ValueError("model has no Linear or Conv2d layer, or another with weights, that "
+                             "could be quantized")  # fmt: skip
         names = list(dict.fromkeys([place.name for place in plan.places] + plan.layers))
         for name, changed in per_layer.items():
             if name not in names:

@@ -73,10 +73,17 @@ class FakeQuantize(nn.Module):
         self.quant_max = quant_max if observer is None else observer.quant_max
         self.register_buffer("scale", torch.tensor(math.nan) if scale is None else scale)
         self.register_buffer("zero_point", torch.tensor(0) if zero_point is None else zero_point)
+        if observer is not None:  # saved with the model, so that training can be resumed
+            seen = observer.low is not None
+            for name, end in [("low", observer.low), ("high", observer.high)]:
+                self.register_buffer(name, end if seen else torch.full_like(self.scale, math.nan))
 
     def forward(self, x):
         if self.observing and self.training:
+            if not self.low.isnan().any():
+                self.observer.low, self.observer.high = self.low.float(), self.high.float()
             self.observer(x)
+            self.low, self.high = self.observer.low, self.observer.high
             self.scale, self.zero_point = self.observer.calculate_qparams()
         if not self.quantizing:
             return x

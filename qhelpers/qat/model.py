@@ -123,12 +123,12 @@ class TrainedLayer(nn.Module):
         weight = by_output(self.layer, self.layer.weight)
         return weight.reshape(math.prod(self.scale_shape), -1)
 
-    def forward(self, x):
+    def forward(self, input):  # torch's name, which may be given
         weight = self.fake(self.rows()).reshape(self.shape)
         weight = as_layer_takes_it(self.layer, weight)
         if type(self.layer) is nn.Linear and not self.layer._forward_hooks:  # faster
-            return functional.linear(x, weight, self.layer.bias)
-        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+            return functional.linear(input, weight, self.layer.bias)
+        return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
 
     @torch.no_grad()
     def convert(self):
