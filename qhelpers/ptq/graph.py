@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qhelpers.ptq.functions import unused_name
 from qhelpers.ptq.rules import CLIPS, PICKS, is_one_of, rule_of
-from qhelpers.ptq.trace import unused_name
 
 CASTS = ("float", "to")  # what they take may be no floats
 

@@ -1,24 +1,19 @@
 """Post-training quantization of your own model: trace, observe, calibrate, convert."""
 
 import inspect
-import itertools
 import warnings
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from qhelpers.ptq.batch_norm import fold_batch_norms
+from qhelpers.ptq.calibration import calibrate, in_order, read
+from qhelpers.ptq.functions import make_layers
 from qhelpers.ptq.graph import Plan, insert
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.options import Choices, plain
-from qhelpers.ptq.rules import module_of, named
-from qhelpers.ptq.trace import (
-    fold_batch_norms,
-    follow_training,
-    kinds_of,
-    make_layers,
-    plain_copy,
-    traced,
-)
+from qhelpers.ptq.rules import named
+from qhelpers.ptq.trace import follow_training, kinds_of, plain_copy, traced
 
 
 def quantize_model(
@@ -84,38 +79,6 @@ def quantize_model(
     return quantized
 
 
-def read(model, batches):
-    """Return an iterator over the arguments in each batch, and the arguments in the first."""
-    signature = inspect.signature(model.forward)
-    arguments = (arguments_of(batch, signature) for batch in batches)
-    first = next(arguments, None)
-    return itertools.chain([] if first is None else [first], arguments), first
-
-
-def arguments_of(batch, signature):
-    """Return what a batch calls the model with, as inspect.BoundArguments.
-
-    What is in a tuple behind the arguments that the model needs is left out, as are labels.
-    """
-    parameters = signature.parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if isinstance(batch, dict):
-        args, kwargs = (), {name: batch[name] for name in signature.parameters if name in batch}
-    elif isinstance(batch, (tuple, list)):
-        args, kwargs = tuple(batch)[: max(1, len(needed))], {}
-    else:
-        args, kwargs = (batch,), {}
-    for value in (*args, *kwargs.values()):
-        if not isinstance(value, (torch.Tensor, tuple, list, dict, int, float, type(None))):
-            raise TypeError(
-                f"calibration_batches holds {type(value).__name__}; it must hold tensors"
-            )
-    try:
-        return signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"calibration_batches doesn't fit the model's arguments: {error}") from None
-
-
 def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     """Return a QuantizedModel that computes in floats until its modules are frozen.
 
@@ -137,50 +100,6 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     return quantized
 
 
-@torch.no_grad()
-def calibrate(quantized, batches, layer_after_layer):
-    """Let the modules observe the batches, then freeze them, so that they quantize.
-
-    layer_after_layer: each module observes the batches again, once all before it are frozen.
-    """
-    modules = quantizing_modules(quantized.graph)
-    watching = [module for module in modules if module.watches]
-    batches = list(batches) if layer_after_layer else batches
-    if watching and not show(batches, watching, quantized):
-        raise ValueError("calibration_batches is empty; it must hold at least one batch")
-    for module in modules:
-        if layer_after_layer and module.watches:
-            show(batches, [module], quantized)
-        module.freeze()
-
-
-def quantizing_modules(graph):
-    """Return the quantized layers and activations, in the order in which they compute."""
-    modules = [module_of(graph, node) for node in graph.graph.nodes]
-    kinds = (QuantizedLayer, QuantizedActivation)
-    return list(dict.fromkeys(module for module in modules if isinstance(module, kinds)))
-
-
-def show(batches, modules, quantized):
-    """Run the model on the batches while these modules observe; return how many batches it was."""
-    for module in modules:
-        module.observe()
-    count = 0
-    for batch in batches:
-        quantized(*batch.args, **batch.kwargs)
-        count += 1
-    for module in modules:
-        module.observing = False
-    return count
-
-
-def as_new(value, dtype):
-    """Return a float tensor as a new one of this type, so that nothing changes the caller's."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.to(dtype, copy=True)
-    return value
-
-
 class TracedModel(nn.Module):
     """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
@@ -195,13 +114,6 @@ class TracedModel(nn.Module):
     def forward(self, *args, **kwargs):
         floats = next(self.graph.parameters(), torch.empty(0, dtype=torch.float32))
         return self.graph(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
-
-
-def in_order(arguments, dtype=torch.float32):
-    """Return bound arguments, with defaults for those left out, in the order of the signature."""
-    arguments.apply_defaults()
-    values = arguments.arguments.values()
-    return [fx.node.map_aggregate(value, lambda each: as_new(each, dtype)) for value in values]
 
 
 class QuantizedModel(TracedModel):

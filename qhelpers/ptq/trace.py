@@ -1,40 +1,15 @@
-"""From a model to a torch.fx graph whose weights are in layers, with BatchNorm folded into them."""
+"""From a model to its torch.fx graph, and what each of the graph's nodes returns."""
 
 import copy
 import inspect
 import traceback
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-
-from qhelpers.ptq.rules import TRANSPOSED, is_one_of, module_of
-
-FUNCTIONS = {
-    functional.linear: (nn.Linear, ()),
-    functional.conv1d: (nn.Conv1d, ("stride", "padding", "dilation", "groups")),
-    functional.conv2d: (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
-    functional.conv3d: (nn.Conv3d, ("stride", "padding", "dilation", "groups")),
-    functional.conv_transpose1d: (
-        nn.ConvTranspose1d, ("stride", "padding", "output_padding", "groups", "dilation")),
-    functional.conv_transpose2d: (
-        nn.ConvTranspose2d, ("stride", "padding", "output_padding", "groups", "dilation")),
-    functional.conv_transpose3d: (
-        nn.ConvTranspose3d, ("stride", "padding", "output_padding", "groups", "dilation")),
-}  # fmt: skip
-# The BatchNorm that may follow a layer, and how many axes its input has with a batch.
-BATCH_NORMS = {
-    nn.Linear: (nn.BatchNorm1d, 2),
-    nn.Conv1d: (nn.BatchNorm1d, 3), nn.ConvTranspose1d: (nn.BatchNorm1d, 3),
-    nn.Conv2d: (nn.BatchNorm2d, 4), nn.ConvTranspose2d: (nn.BatchNorm2d, 4),
-    nn.Conv3d: (nn.BatchNorm3d, 5), nn.ConvTranspose3d: (nn.BatchNorm3d, 5),
-}  # fmt: skip
 
 
 def plain_copy(model):
@@ -183,124 +158,3 @@ def kind_of(value):
     if isinstance(values, (tuple, list)) and any(kind_of(v) != "no floats" for v in values):
         return "several"
     return "no floats"
-
-
-def make_layers(graph):
-    """Put a layer in the place of each function that computes with a weight of the model.
-
-    This takes in subclasses of torch's layers, which are traced down to the function.
-    """
-    made = {}
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in FUNCTIONS:
-            continue
-        layer_class, names = FUNCTIONS[node.target]
-        given = dict(zip(("input", "weight", "bias", *names), node.args)) | node.kwargs
-        weight, bias = (tensor_of(graph, given.get(name)) for name in ("weight", "bias"))
-        options = {name: given[name] for name in names if name in given}
-        computed = []
-        fx.node.map_arg(options, computed.append)
-        if weight is None or (bias is None and given.get("bias") is not None) or computed:
-            continue
-        key = str((given["weight"], given.get("bias"), options))
-        if key not in made:  # else another call of the same layer
-            made[key] = layer_name(graph, given["weight"].target, node)
-            graph.add_submodule(made[key], layer_of(layer_class, weight, bias, options))
-        with graph.graph.inserting_before(node):
-            new = graph.graph.call_module(made[key], (given["input"],))
-        node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            graph.graph.erase_node(node)
-
-
-def layer_name(graph, weight, node):
-    """Return the name of the layer that is made of a function: its weight's owner's, if free."""
-    owner, _, _ = weight.rpartition(".")
-    called = {node.target for node in graph.graph.nodes if node.op == "call_module"}
-    if owner and owner not in called and not list(graph.get_submodule(owner).children()):
-        return owner
-    return unused_name(graph, node.name)
-
-
-def tensor_of(graph, node):
-    """Return the parameter or buffer that a get_attr node reads, else None."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value = graph
-    for part in node.target.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def unused_name(graph, name):
-    """Return a name for a submodule that nothing has: `name`, or `name` with a number."""
-    new, count = name, 0
-    while hasattr(graph, new):
-        count += 1
-        new = f"{name}_{count}"
-    return new
-
-
-def layer_of(layer_class, weight, bias, options):
-    """Return a layer with this weight and bias, which are the model's own."""
-    if layer_class is nn.Linear:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    else:
-        groups = options.get("groups", 1)
-        inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-        if layer_class in TRANSPOSED:
-            inputs, outputs = outputs, inputs
-        layer = layer_class(
-            inputs, outputs, weight.shape[2:], bias=bias is not None, device="meta", **options
-        )
-    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False)
-    if bias is not None:
-        layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, False)
-    return layer.eval()
-
-
-def fold_batch_norms(graph, kinds):
-    """Fold each BatchNorm into the layer before it; return the names of its nodes.
-
-    A pair is folded only if both are called once, nothing else takes the layer's output, and
-    BatchNorm is over the layer's output channels, by its running statistics.
-    kinds: what the nodes return, as Kinds finds it, or the names that were folded before.
-    """
-    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
-    folded = []
-    for node in list(graph.graph.nodes):
-        if node.op != "call_module" or not node.args:
-            continue
-        before, norm = node.args[0], module_of(graph, node)
-        if not is_one_of(graph, before, tuple(BATCH_NORMS)):
-            continue
-        layer = module_of(graph, before)
-        norm_class, axes = BATCH_NORMS[type(layer)]
-        channels = getattr(layer, "out_features", None) or layer.out_channels
-        known = kinds.get(before.name, axes if type(layer) is not nn.Linear else None)
-        if (
-            type(norm) is norm_class
-            and norm.running_mean is not None
-            and norm.num_features == channels
-            and known == axes
-            and len(before.users) == 1
-            and calls[before.target] == calls[node.target] == 1
-        ):
-            graph.set_submodule(before.target, fused(layer, norm))
-            node.replace_all_uses_with(before)
-            graph.graph.erase_node(node)
-            folded.append(node.name)
-    return folded
-
-
-def fused(layer, norm):
-    """Return the layer with BatchNorm folded in; its bias is trained if BatchNorm was."""
-    if isinstance(layer, nn.Linear):
-        new = fuse_linear_bn_eval(layer, norm)
-    else:
-        new = fuse_conv_bn_eval(layer, norm, isinstance(layer, TRANSPOSED))
-    trained = norm.bias if norm.bias is not None else layer.weight
-    new.bias.requires_grad_(trained.requires_grad)
-    return new

@@ -11,13 +11,14 @@ from qhelpers.observers import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
+from qhelpers.ptq.calibration import calibrate, read
 from qhelpers.ptq.layers import (
     QuantizedActivation,
     QuantizedLayer,
     as_layer_takes_it,
     by_output,
 )
-from qhelpers.ptq.model import QuantizedModel, TracedModel, calibrate, read, unfrozen
+from qhelpers.ptq.model import QuantizedModel, TracedModel, unfrozen
 from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize
 
 METHODS = ("ste", "frozen", "lsq")

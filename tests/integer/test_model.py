@@ -330,6 +330,7 @@ UNFLATTENED = nn.Flatten(0), nn.Unflatten(0, (2, 784))
         (lambda: quantized(nn.Sequential(*UNFLATTENED)), "has no Linear"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:these are not quantized")
 def test_what_is_not_supported_is_named(model, message):
     with pytest.raises(ValueError, match=message):
         integer_model(model())

@@ -1,0 +1,93 @@
+"""Calibration: what a batch holds, and showing all batches to the modules that observe."""
+
+import inspect
+import itertools
+
+import torch
+from torch import fx
+
+from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
+from qhelpers.ptq.rules import module_of
+
+
+def read(model, batches):
+    """Return an iterator over the arguments in each batch, and the arguments in the first."""
+    signature = inspect.signature(model.forward)
+    arguments = (arguments_of(batch, signature) for batch in batches)
+    first = next(arguments, None)
+    return itertools.chain([] if first is None else [first], arguments), first
+
+
+def arguments_of(batch, signature):
+    """Return what a batch calls the model with, as inspect.BoundArguments.
+
+    What is in a tuple behind the arguments that the model needs is left out, as are labels.
+    """
+    parameters = signature.parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if isinstance(batch, dict):
+        args, kwargs = (), {name: batch[name] for name in signature.parameters if name in batch}
+    elif isinstance(batch, (tuple, list)):
+        args, kwargs = tuple(batch)[: max(1, len(needed))], {}
+    else:
+        args, kwargs = (batch,), {}
+    for value in (*args, *kwargs.values()):
+        if not isinstance(value, (torch.Tensor, tuple, list, dict, int, float, type(None))):
+            raise TypeError(
+                f"calibration_batches holds {type(value).__name__}; it must hold tensors"
+            )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"calibration_batches doesn't fit the model's arguments: {error}") from None
+
+
+def as_new(value, dtype):
+    """Return a float tensor as a new one of this type, so that nothing changes the caller's."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(dtype, copy=True)
+    return value
+
+
+def in_order(arguments, dtype=torch.float32):
+    """Return bound arguments, with defaults for those left out, in the order of the signature."""
+    arguments.apply_defaults()
+    values = arguments.arguments.values()
+    return [fx.node.map_aggregate(value, lambda each: as_new(each, dtype)) for value in values]
+
+
+@torch.no_grad()
+def calibrate(quantized, batches, layer_after_layer):
+    """Let the modules observe the batches, then freeze them, so that they quantize.
+
+    layer_after_layer: each module observes the batches again, once all before it are frozen.
+    """
+    modules = quantizing_modules(quantized.graph)
+    watching = [module for module in modules if module.watches]
+    batches = list(batches) if layer_after_layer else batches
+    if watching and not show(batches, watching, quantized):
+        raise ValueError("calibration_batches is empty; it must hold at least one batch")
+    for module in modules:
+        if layer_after_layer and module.watches:
+            show(batches, [module], quantized)
+        module.freeze()
+
+
+def quantizing_modules(graph):
+    """Return the quantized layers and activations, in the order in which they compute."""
+    modules = [module_of(graph, node) for node in graph.graph.nodes]
+    kinds = (QuantizedLayer, QuantizedActivation)
+    return list(dict.fromkeys(module for module in modules if isinstance(module, kinds)))
+
+
+def show(batches, modules, quantized):
+    """Run the model on the batches while these modules observe; return how many batches it was."""
+    for module in modules:
+        module.observe()
+    count = 0
+    for batch in batches:
+        quantized(*batch.args, **batch.kwargs)
+        count += 1
+    for module in modules:
+        module.observing = False
+    return count

@@ -1,0 +1,95 @@
+"""Functions that compute with a weight of the model, such as F.linear, become layers."""
+
+from torch import fx, nn
+from torch.nn import functional
+
+from qhelpers.ptq.rules import TRANSPOSED
+
+FUNCTIONS = {
+    functional.linear: (nn.Linear, ()),
+    functional.conv1d: (nn.Conv1d, ("stride", "padding", "dilation", "groups")),
+    functional.conv2d: (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
+    functional.conv3d: (nn.Conv3d, ("stride", "padding", "dilation", "groups")),
+    functional.conv_transpose1d: (
+        nn.ConvTranspose1d, ("stride", "padding", "output_padding", "groups", "dilation")),
+    functional.conv_transpose2d: (
+        nn.ConvTranspose2d, ("stride", "padding", "output_padding", "groups", "dilation")),
+    functional.conv_transpose3d: (
+        nn.ConvTranspose3d, ("stride", "padding", "output_padding", "groups", "dilation")),
+}  # fmt: skip
+
+
+def make_layers(graph):
+    """Put a layer in the place of each function that computes with a weight of the model.
+
+    This takes in subclasses of torch's layers, which are traced down to the function.
+    """
+    made = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in FUNCTIONS:
+            continue
+        layer_class, names = FUNCTIONS[node.target]
+        given = dict(zip(("input", "weight", "bias", *names), node.args)) | node.kwargs
+        weight, bias = (tensor_of(graph, given.get(name)) for name in ("weight", "bias"))
+        options = {name: given[name] for name in names if name in given}
+        computed = []
+        fx.node.map_arg(options, computed.append)
+        if weight is None or (bias is None and given.get("bias") is not None) or computed:
+            continue
+        key = str((given["weight"], given.get("bias"), options))
+        if key not in made:  # else another call of the same layer
+            made[key] = layer_name(graph, given["weight"].target, node)
+            graph.add_submodule(made[key], layer_of(layer_class, weight, bias, options))
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_module(made[key], (given["input"],))
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.graph.erase_node(node)
+
+
+def layer_name(graph, weight, node):
+    """Return the name of the layer that is made of a function: its weight's owner's, if free."""
+    owner, _, _ = weight.rpartition(".")
+    called = {node.target for node in graph.graph.nodes if node.op == "call_module"}
+    if owner and owner not in called and not list(graph.get_submodule(owner).children()):
+        return owner
+    return unused_name(graph, node.name)
+
+
+def tensor_of(graph, node):
+    """Return the parameter or buffer that a get_attr node reads, else None."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value = graph
+    for part in node.target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def unused_name(graph, name):
+    """Return a name for a submodule that nothing has: `name`, or `name` with a number."""
+    new, count = name, 0
+    while hasattr(graph, new):
+        count += 1
+        new = f"{name}_{count}"
+    return new
+
+
+def layer_of(layer_class, weight, bias, options):
+    """Return a layer with this weight and bias, which are the model's own."""
+    if layer_class is nn.Linear:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        groups = options.get("groups", 1)
+        inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+        if layer_class in TRANSPOSED:
+            inputs, outputs = outputs, inputs
+        layer = layer_class(
+            inputs, outputs, weight.shape[2:], bias=bias is not None, device="meta", **options
+        )
+    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False)
+    if bias is not None:
+        layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, False)
+    return layer.eval()
