@@ -15,6 +15,8 @@ from qhelpers.ptq.options import Choices, plain
 from qhelpers.ptq.rules import named
 from qhelpers.ptq.trace import follow_training, kinds_of, plain_copy, traced
 
+CONSTANTS = (bool, int, float, str, type(None))  # arguments that a traced model can't vary
+
 
 def quantize_model(
     model,
@@ -91,8 +93,10 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     if model._forward_hooks or model._forward_pre_hooks:
         warnings.warn("hooks of the model itself are left out; those of its parts stay",
                       stacklevel=3)  # fmt: skip
-    given = () if first is None else [*first.arguments]
-    recipe = {"options": plain(options), "per_layer": plain(per_layer or {}), "given": [*given]}
+    given = {} if first is None else first.arguments
+    constants = {n: value for n, value in given.items() if isinstance(value, CONSTANTS)}
+    recipe = {"options": plain(options), "per_layer": plain(per_layer or {}),
+              "given": [*given], "constants": constants}  # fmt: skip
     quantized = quantized_model(model, recipe, first, leaf_modules, training)
     if quantized.kept_in_float:
         names = ", ".join(quantized.kept_in_float)
@@ -157,7 +161,7 @@ def load_quantized(model, path, leaf_modules=()):
 def quantized_model(model, recipe, first=None, leaf_modules=(), training=False):
     """Return a QuantizedModel that isn't calibrated.
 
-    recipe: a dict of "options", "per_layer", "given", the names of the arguments, and "kinds",
+    recipe: a dict of "options", "per_layer", "given" and "constants", see `traced`, and "kinds",
         what the nodes return; kinds are found by running `first`, the arguments of a batch.
     training: let the graph ask whether it is in training mode, where the model does.
     """
@@ -169,9 +173,10 @@ def quantized_model(model, recipe, first=None, leaf_modules=(), training=False):
         if tensor.device.type != "cpu":
             raise ValueError(f"model has {name} on {tensor.device}; move it to the CPU first")
     copied = plain_copy(model)
-    graph = traced(copied, leaf_modules, recipe["given"])
+    tracing = leaf_modules, recipe["given"], recipe["constants"]
+    graph = traced(copied, *tracing)
     if training:
-        follow_training(graph, traced(copied.train(), leaf_modules, recipe["given"]))
+        follow_training(graph, traced(copied.train(), *tracing))
         graph.eval()
     make_layers(graph)
     if "kinds" not in recipe:

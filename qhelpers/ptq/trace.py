@@ -34,13 +34,16 @@ def plain_copy(model):
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
+        if parametrize.is_parametrized(module):
+            kind = type(module)  # shared with the original, and changed by what follows
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
     return model
 
 
 class Tracer(fx.Tracer):
-    def __init__(self, leaf_modules):
+    def __init__(self, leaf_modules=()):
         super().__init__()
         self.leaf_modules = tuple(leaf_modules)
 
@@ -48,12 +51,13 @@ class Tracer(fx.Tracer):
         return isinstance(module, self.leaf_modules) or super().is_leaf_module(module, name)
 
 
-def traced(model, leaf_modules=(), given=None):
+def traced(model, leaf_modules=(), given=None, constants=None):
     """Return the torch.fx.GraphModule of a model.
 
     leaf_modules: classes of modules that tracing doesn't enter.
     given: the names of the arguments that the model is called with; those left out keep their
         defaults. By default none is left out.
+    constants: the values of arguments that are no tensors, such as flags, by name.
     Raises RuntimeError, with the line of the user's code, if tracing fails.
     """
     parameters = inspect.signature(model.forward).parameters
@@ -61,7 +65,7 @@ def traced(model, leaf_modules=(), given=None):
         name: parameter.default
         for name, parameter in parameters.items()
         if parameter.default is not parameter.empty and given is not None and name not in given
-    }
+    } | (constants or {})
     tracer = Tracer(leaf_modules)
     try:
         graph = tracer.trace(model, defaults or None)
