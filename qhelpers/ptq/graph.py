@@ -45,7 +45,7 @@ class Plan:
         made_by, quantized = {}, set()  # which node made the numbers that a fused one returns
         for node in nodes:
             if rules[node] in ("layer", "new", "join") and node not in made_by:
-                made_by[self.end(node)] = node
+                made_by |= dict.fromkeys(self.fused_with(node), node)
                 quantized |= {node} | {self.source(taken) for taken in self.taken(node)}
         quantized = {made_by.get(node, node) for node in quantized}
         self.places = self.named([node for node in nodes if node in quantized])
@@ -79,11 +79,15 @@ class Plan:
             node = before
         return node
 
-    def end(self, node):
-        """Return the ReLU or the like that is fused with a node, or the node itself."""
-        users = list(node.users)
-        fused = len(users) == 1 and is_one_of(self.graph, users[0], CLIPS)
-        return users[0] if fused and rule_of(self.graph, node) in ("layer", "join") else node
+    def fused_with(self, node):
+        """Return a node and the ReLU and the like that are fused with it, in order."""
+        chain = [node]
+        while rule_of(self.graph, node) in ("layer", "join") and len(chain[-1].users) == 1:
+            user = next(iter(chain[-1].users))
+            if not is_one_of(self.graph, user, CLIPS):
+                break
+            chain.append(user)
+        return chain
 
     def named(self, nodes):
         """Return a Place for each node: a layer's has its name, an input's its argument's."""
@@ -100,7 +104,7 @@ class Plan:
             while name in names or (node.op != "call_module" and name in modules):
                 owner = name = name + "_"
             names.add(name)
-            places.append(Place(self.end(node), name, owner))
+            places.append(Place(self.fused_with(node)[-1], name, owner))
         return places
 
 

@@ -99,7 +99,8 @@ class QuantizedLayer(nn.Module):
         if bias_correction and layer.bias is None:
             self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=torch.float32))
         self.observing, self.passes = False, []  # InputMoments of each pass through the data
-        del self.layer.weight  # no longer a parameter: `forward` sets the one in use
+        del self.layer.weight  # no longer a parameter: `set_weight` sets the one in use
+        self.set_weight()
 
     @property
     def watches(self):
@@ -107,7 +108,6 @@ class QuantizedLayer(nn.Module):
 
     def observe(self):
         self.observing = True
-        self.layer.weight = self.exact
         self.passes.append(InputMoments(self.layer))
 
     @torch.no_grad()
@@ -121,6 +121,7 @@ class QuantizedLayer(nn.Module):
             if self.bias_correction:
                 self.layer.bias += bias_correction(before, exact, now, self.rows())
             self.passes = []
+        self.set_weight()
 
     def rows(self):
         """Return the weight in use, in float32, output channels first."""
@@ -134,12 +135,17 @@ class QuantizedLayer(nn.Module):
         """Return the weight in use, in float32, of the layer's own shape."""
         return as_layer_takes_it(self.layer, self.rows())
 
+    def set_weight(self):
+        self.layer.weight = self.weight()
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self.set_weight()
+
     def forward(self, input):  # torch's name, which may be given
         if self.observing:
             self.passes[-1].update(input)
-        if torch.compiler.is_exporting():  # which refuses a weight that is set
-            return torch.func.functional_call(self.layer, {"weight": self.weight()}, (input,))
-        weight = self.layer.weight = self.weight()
+        weight = self.layer.weight
         result = self.layer(input)
         if self.layer.weight is not weight:
             raise RuntimeError(f"a hook of {self.layer} sets its weight anew; remove it first")

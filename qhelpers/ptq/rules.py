@@ -21,7 +21,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 RELUS = (nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 # These clip: behind a layer or a sum they are fused with it, and only their result becomes codes.
-CLIPS = (*RELUS, nn.ReLU6, nn.Hardtanh, functional.relu6, functional.hardtanh)
+CLIPS = (*RELUS, nn.ReLU6, nn.Hardtanh, functional.relu6, functional.hardtanh, torch.clamp, "clamp")
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
              functional.max_pool1d, functional.max_pool2d, functional.max_pool3d,
              torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)  # fmt: skip
