@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     for change, message in [
         (lambda nodes: nodes[4].attribute[0].CopyFrom(helper.make_attribute("alpha", 2.0)),
          "alpha and beta must be 1"),
-        (lambda nodes: nodes[4].input.pop(), "fc must have a quantized bias"),
+        (lambda nodes: [nodes[4].input.pop() for _ in range(2)], "fc must have a quantized weight"),
         (lambda nodes: nodes[4].input.__setitem__(0, "image"), "fc takes image, and not x"),
         (lambda nodes: [nodes.pop() for _ in range(2)], "fc returns floats"),
         (lambda nodes: nodes[4].__setattr__("op_type", "Softmax"), r"fc \(Softmax\) can't be"),
