@@ -21,6 +21,7 @@ from qhelpers.models import (
     ConvNet,
     DepthwiseNet,
     QuantizedVerySimpleNet,
+    ResidualNet,
     VerySimpleNet,
     build_model,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "MovingAveragePerChannelMinMaxObserver",
     "PerChannelMinMaxObserver",
     "QuantizedVerySimpleNet",
+    "ResidualNet",
     "VerySimpleNet",
     "asymmetric_dequantize",
     "asymmetric_quantization",

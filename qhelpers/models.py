@@ -87,6 +87,35 @@ class DepthwiseNet(nn.Module):
         return self.linear(torch.flatten(self.pool(x), 1))
 
 
+class ResidualNet(nn.Module):
+    """A classifier of 28x28 images with a shortcut: a small network in the manner of MobileNetV2.
+
+    Takes and returns what VerySimpleNet does. After a convolution of 5x5 with stride 4, `block`
+    (a depthwise convolution of 3x3, a pointwise one of 1x1, BatchNorm after both, ReLU6 between
+    them) is added to its own input. `pool` takes means, `linear` turns them into logits.
+    Source: Sandler et al. 2018, section 3.3, without the expansion.
+    """
+
+    def __init__(self, channels=16):
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, kernel_size=5, stride=4, padding=2, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU6(),
+            nn.Conv2d(channels, channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.pool = nn.AvgPool2d(kernel_size=3, stride=2)
+        self.linear = nn.Linear(channels * 3 * 3, 10)
+
+    def forward(self, img):
+        x = torch.relu(self.norm(self.conv(img.reshape(-1, 1, 28, 28))))
+        x = x + self.block(x)
+        return self.linear(torch.flatten(self.pool(x), 1))
+
+
 def build_model(model_class, seed):
     """Return a float32 `model_class()` whose initial weights come from `seed`.
 
