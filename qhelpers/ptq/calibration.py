@@ -62,7 +62,7 @@ def calibrate(quantized, batches, layer_after_layer):
 
     layer_after_layer: each module observes the batches again, once all before it are frozen.
     """
-    modules = quantizing_modules(quantized.graph)
+    modules = quantizing_modules(quantized.network)
     watching = [module for module in modules if module.watches]
     batches = list(batches) if layer_after_layer else batches
     if watching and not show(batches, watching, quantized):

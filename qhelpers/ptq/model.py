@@ -107,17 +107,17 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
 class TracedModel(nn.Module):
     """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
-    `graph` is the GraphModule that computes. `kept_in_float` names what is not quantized.
+    `network` is the GraphModule that computes. `kept_in_float` names what is not quantized.
     """
 
     def __init__(self, graph, kept_in_float, signature, recipe):
         super().__init__()
-        self.graph, self.kept_in_float = graph, kept_in_float
+        self.network, self.kept_in_float = graph, kept_in_float
         self.signature, self.recipe = signature, recipe
 
     def forward(self, *args, **kwargs):
-        floats = next(self.graph.parameters(), torch.empty(0, dtype=torch.float32))
-        return self.graph(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+        floats = next(self.network.parameters(), torch.empty(0, dtype=torch.float32))
+        return self.network(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
 
 
 class QuantizedModel(TracedModel):
@@ -151,7 +151,7 @@ def load_quantized(model, path, leaf_modules=()):
     state = torch.load(path, weights_only=True)
     recipe = state["_extra_state"]
     quantized = quantized_model(model, recipe, leaf_modules=leaf_modules)
-    for module in quantized.graph.modules():
+    for module in quantized.network.modules():
         if hasattr(module, "freeze"):
             module.freeze()
     quantized.load_state_dict(state)
@@ -197,7 +197,7 @@ def summary(quantized):
     scales it is the widest.
     """
     lines = [f"{'':<24}{'bits':>5}{'scale':>22}{'zero point':>12}  range"]
-    for name, module in quantized.graph.named_modules():
+    for name, module in quantized.network.named_modules():
         if isinstance(module, QuantizedLayer):
             low, high = module.scale.min().item(), module.scale.max().item()
             scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

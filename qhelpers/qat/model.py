@@ -72,14 +72,14 @@ def prepare_qat(
     with torch.inference_mode(False):
         batches, first = read(model, calibration_batches)
         model = unfrozen(model, options, per_layer, first, leaf_modules, training=True)
-        weights = trained_weights(model.graph)
+        weights = trained_weights(model.network)
         calibrate(model, batches, layer_after_layer=False)
-        for name, module in list(model.graph.named_modules()):
+        for name, module in list(model.network.named_modules()):
             if isinstance(module, QuantizedLayer):
-                model.graph.set_submodule(name, TrainedLayer(module, weights[name], method))
+                model.network.set_submodule(name, TrainedLayer(module, weights[name], method))
             elif isinstance(module, QuantizedActivation):
-                model.graph.set_submodule(name, trained_activation(module, method))
-    return QATModel(model.graph, model.kept_in_float, model.signature, model.recipe)
+                model.network.set_submodule(name, trained_activation(module, method))
+    return QATModel(model.network, model.kept_in_float, model.signature, model.recipe)
 
 
 def trained_weights(graph):
@@ -172,18 +172,18 @@ def converted_activation(fake, strategy):
 class QATModel(TracedModel):
     """A model that trains with fake quantization; `prepare_qat` makes it.
 
-    Its `graph` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
+    Its `network` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
     """
 
     def observe(self, observing):
         """Switch the observers of "ste" on or off; without them the scales stay as they are."""
-        for module in self.graph.modules():
+        for module in self.network.modules():
             if isinstance(module, FakeQuantize) and module.observer is not None:
                 module.observing = observing
 
     def convert(self):
         """Return the QuantizedModel with these weights and scales; this model stays as it is."""
-        graph = copy.deepcopy(self.graph).eval()
+        graph = copy.deepcopy(self.network).eval()
         for name, module in list(graph.named_modules()):
             if isinstance(module, TrainedLayer):
                 graph.set_submodule(name, module.convert())
