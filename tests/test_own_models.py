@@ -347,7 +347,7 @@ def test_what_can_not_be_traced_is_refused_with_its_line_or_left_out():
 def test_hooks_of_the_model_itself_are_left_out_with_a_warning():
     model = mlp()
     model.register_forward_hook(lambda module, args, result: result + 1)
-    with pytest.warns(UserWarning, match="^hooks of the model itself are left out"):
+    with pytest.warns(UserWarning, match="^hooks of the model itself don't run"):
         quantize_model(model, [X])
     stubborn = mlp()
     stubborn[0].register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", layer.w))

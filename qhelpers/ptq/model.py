@@ -10,6 +10,7 @@ from qhelpers.ptq.batch_norm import fold_batch_norms
 from qhelpers.ptq.calibration import calibrate, in_order, read
 from qhelpers.ptq.functions import make_layers
 from qhelpers.ptq.graph import Plan, insert
+from qhelpers.ptq.hooks import lost_hooks
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.options import Choices, plain
 from qhelpers.ptq.rules import named
@@ -90,9 +91,6 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     if model.training:
         warnings.warn("model is in training mode; it is quantized as in evaluation mode",
                       stacklevel=3)  # fmt: skip
-    if model._forward_hooks or model._forward_pre_hooks:
-        warnings.warn("hooks of the model itself are left out; those of its parts stay",
-                      stacklevel=3)  # fmt: skip
     given = {} if first is None else first.arguments
     constants = {n: value for n, value in given.items() if isinstance(value, CONSTANTS)}
     recipe = {"options": plain(options), "per_layer": plain(per_layer or {}),
@@ -105,6 +103,10 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
 
 
 class TracedModel(nn.Module):
+    if lost := lost_hooks(model, quantized.network):
+        warnings.warn(f"hooks of {', '.join(lost)} don't run in the quantized model; what the hook "
+                      "of a part computes with tensors was traced, and stays",
+                      stacklevel=3)  # fmt: skip
     """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
     `network` is the GraphModule that computes. `kept_in_float` names what is not quantized.

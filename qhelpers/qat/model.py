@@ -12,6 +12,7 @@ from qhelpers.observers import (
     MovingAveragePerChannelMinMaxObserver,
 )
 from qhelpers.ptq.calibration import calibrate, read
+from qhelpers.ptq.hooks import has_hooks
 from qhelpers.ptq.layers import (
     QuantizedActivation,
     QuantizedLayer,
@@ -127,7 +128,7 @@ class TrainedLayer(nn.Module):
     def forward(self, input):  # torch's name, which may be given
         weight = self.fake(self.rows()).reshape(self.shape)
         weight = as_layer_takes_it(self.layer, weight)
-        if type(self.layer) is nn.Linear and not self.layer._forward_hooks:  # faster
+        if type(self.layer) is nn.Linear and not has_hooks(self.layer):  # faster
             return functional.linear(input, weight, self.layer.bias)
         return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
 
