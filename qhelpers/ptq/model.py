@@ -13,7 +13,7 @@ from qhelpers.ptq.graph import Plan, insert
 from qhelpers.ptq.hooks import lost_hooks
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.options import Choices, plain
-from qhelpers.ptq.rules import named
+from qhelpers.ptq.rules import described, named
 from qhelpers.ptq.trace import follow_training, kinds_of, plain_copy, traced
 
 CONSTANTS = (bool, int, float, str, type(None))  # arguments that a traced model can't vary
@@ -38,9 +38,9 @@ def quantize_model(
 
     model: nn.Module on the CPU. The weights of its linear layers, convolutions and embeddings
         become codes; BatchNorm after a layer is folded into it, ReLU after it is fused with it.
-        The activations around these layers, and those of the operations in
-        qhelpers.ptq.rules.TABLE, become codes. Everything else computes in floats, and is listed
-        in the result's `kept_in_float` and in a UserWarning.
+        The activations around these layers, and those of other operations, become codes: the
+        table below says which. Everything else computes in floats, and is listed in the
+        result's `kept_in_float` and in a UserWarning.
     calibration_batches: iterable of batches, read once: tensors, dicts of keyword arguments, or
         tuples of arguments; what is in a tuple behind the arguments, such as labels, is left out.
         It may be empty if no option needs it: with activations in floats or "dynamic".
@@ -80,6 +80,13 @@ def quantize_model(
         quantized = unfrozen(model, options, per_layer, first, leaf_modules)
         calibrate(quantized, batches, layer_after_layer)
     return quantized
+
+
+if quantize_model.__doc__:  # `python -OO` has none
+    quantize_model.__doc__ = (
+        f"{inspect.getdoc(quantize_model)}\n\n"
+        f"What becomes codes, by module, function or method:\n\n{described()}\n"
+    )
 
 
 def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):

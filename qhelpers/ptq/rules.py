@@ -11,6 +11,8 @@ Any other operation computes in floats, and is named.
 """
 
 import operator
+import re
+import textwrap
 
 import torch
 from torch import nn
@@ -101,3 +103,16 @@ def named(node):
     if node.op == "call_module":
         return node.target
     return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
+
+
+def described():
+    """Return TABLE as text: the rules, as the text above has them, and their operations."""
+    lines = []
+    for rule, operations in TABLE.items():
+        meaning = re.search(rf"^{rule} .*", __doc__, re.MULTILINE).group()
+        names = dict.fromkeys(getattr(each, "__name__", each) for each in operations)
+        listed = textwrap.fill(
+            ", ".join(names), 90, initial_indent=9 * " ", subsequent_indent=9 * " "
+        )
+        lines += [meaning, listed]
+    return "\n".join(lines)
