@@ -43,10 +43,10 @@ def arguments_of(batch, signature):
 
 
 def as_new(value, dtype):
-    """Return a float tensor as a new one of this type, so that nothing changes the caller's."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.to(dtype, copy=True)
-    return value
+    """Return a tensor as a new one, floats as this type, so that nothing changes the caller's."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
 
 
 def in_order(arguments, dtype=torch.float32):

@@ -194,6 +194,9 @@ class QuantizedActivation(nn.Module):
 
     def forward(self, x):
         if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel()):
+            if self.observer.low is None:
+                raise ValueError(f"calibration_batches shows no numbers to {self.name}; it must "
+                                 "hold a batch that isn't empty")  # fmt: skip
             return x  # a mask, indices, or an empty batch
         if self.observing:
             self.observer(x)

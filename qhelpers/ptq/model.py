@@ -101,7 +101,7 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     given = {} if first is None else first.arguments
     constants = {n: value for n, value in given.items() if isinstance(value, CONSTANTS)}
     recipe = {"options": plain(options), "per_layer": plain(per_layer or {}),
-              "given": [*given], "constants": constants}  # fmt: skip
+              "given": [*given], "constants": plain(constants)}  # fmt: skip
     quantized = quantized_model(model, recipe, first, leaf_modules, training)
     if quantized.kept_in_float:
         names = ", ".join(quantized.kept_in_float)

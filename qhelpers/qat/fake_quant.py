@@ -79,6 +79,8 @@ class FakeQuantize(nn.Module):
                 self.register_buffer(name, end if seen else torch.full_like(self.scale, math.nan))
 
     def forward(self, x):
+        if not x.numel():  # an empty batch
+            return x
         if self.observing and self.training:
             if not self.low.isnan().any():
                 self.observer.low, self.observer.high = self.low.float(), self.high.float()
