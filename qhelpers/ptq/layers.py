@@ -11,6 +11,7 @@ from qhelpers.affine import symmetric_quantization
 from qhelpers.checks import checked_integer
 from qhelpers.observers import HistogramObserver
 from qhelpers.ptq.bias_correction import bias_correction
+from qhelpers.ptq.export import exported_activation, exported_weight
 from qhelpers.ptq.rules import CONVOLUTIONS, TRANSPOSED
 from qhelpers.ranges.output_error import InputMoments, output_mse_range
 from qhelpers.ranges.strategies import mse_range
@@ -82,7 +83,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, name, layer, bits, strategy, granularity, bias_correction=False):
         super().__init__()
-        self.bits, self.granularity, self.strategy = bits, granularity, strategy
+        self.name, self.bits, self.granularity, self.strategy = name, bits, granularity, strategy
         self.bias_correction = bias_correction
         if self.watches and not isinstance(layer, WATCHED):
             raise ValueError(
@@ -145,6 +146,10 @@ class QuantizedLayer(nn.Module):
     def forward(self, input):  # torch's name, which may be given
         if self.observing:
             self.passes[-1].update(input)
+        if torch.compiler.is_exporting():
+            weight = exported_weight(self.codes, self.name, self.scale, self.bits, self.shape)
+            weight = as_layer_takes_it(self.layer, weight)
+            return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
         weight = self.layer.weight
         result = self.layer(input)
         if self.layer.weight is not weight:
@@ -189,15 +194,31 @@ class QuantizedActivation(nn.Module):
 
     def freeze(self):
         if self.observer is not None:
-            self.scale, self.zero_point = self.observer.calculate_qparams()
-        self.observer, self.observing, self.active = None, False, True
-
-    def forward(self, x):
-        if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel()):
             if self.observer.low is None:
                 raise ValueError(f"calibration_batches shows no numbers to {self.name}; it must "
                                  "hold a batch that isn't empty")  # fmt: skip
-            return x  # a mask, indices, or an empty batch
+            self.scale, self.zero_point = self.observer.calculate_qparams()
+        self.observer, self.observing, self.active = None, False, True
+        self.set_numbers()
+
+    def set_numbers(self):
+        """Keep scale and zero point as numbers, for torch.export, where tensors have no values."""
+        self.numbers = self.scale.item(), self.zero_point.item()
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self.set_numbers()
+
+    def forward(self, x):
+        if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+            return x  # a mask or indices
+        if self.active and torch.compiler.is_exporting():
+            if self.dynamic:
+                raise ValueError(f"{self.name} has dynamic ranges, which torch.export can't take: "
+                                 "give quantize_model another activation_strategy")  # fmt: skip
+            return exported_activation(x, self.name, *self.numbers, self.top)
+        if not x.numel():  # an empty batch
+            return x
         if self.observing:
             self.observer(x)
         if not self.active:

@@ -103,6 +103,10 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     recipe = {"options": plain(options), "per_layer": plain(per_layer or {}),
               "given": [*given], "constants": plain(constants)}  # fmt: skip
     quantized = quantized_model(model, recipe, first, leaf_modules, training)
+    if lost := lost_hooks(model, quantized.network):
+        warnings.warn(f"hooks of {', '.join(lost)} don't run in the quantized model; what the hook "
+                      "of a part computes with tensors was traced, and stays",
+                      stacklevel=3)  # fmt: skip
     if quantized.kept_in_float:
         names = ", ".join(quantized.kept_in_float)
         warnings.warn(f"these are not quantized and compute in floats: {names}", stacklevel=3)
@@ -110,10 +114,6 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
 
 
 class TracedModel(nn.Module):
-    if lost := lost_hooks(model, quantized.network):
-        warnings.warn(f"hooks of {', '.join(lost)} don't run in the quantized model; what the hook "
-                      "of a part computes with tensors was traced, and stays",
-                      stacklevel=3)  # fmt: skip
     """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
     `network` is the GraphModule that computes. `kept_in_float` names what is not quantized.
@@ -124,15 +124,25 @@ class TracedModel(nn.Module):
         self.network, self.kept_in_float = graph, kept_in_float
         self.signature, self.recipe = signature, recipe
 
-    def forward(self, *args, **kwargs):
-        floats = next(self.network.parameters(), torch.empty(0, dtype=torch.float32))
-        return self.network(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+    @property
+    def forward(self):
+        """A function with the model's own signature, in which torch.export finds the arguments."""
+
+        def forward(*args, **kwargs):
+            floats = next(self.network.parameters(), torch.empty(0, dtype=torch.float32))
+            return self.network(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+
+        forward.__signature__ = self.signature
+        return forward
 
 
 class QuantizedModel(TracedModel):
     """A model that computes with quantized weights and activations, in floats.
 
     `str` of it is a table of its layers. Save `state_dict()`; to load it, see `load_quantized`.
+    `torch.export.export` makes a program of it that has quantize and dequantize nodes, and
+    `torch.onnx.export` a file that has QuantizeLinear and DequantizeLinear; ValueError for codes
+    of more than 8 bits and for dynamic ranges. (A code of fewer bits takes a byte there.)
     """
 
     def extra_repr(self):

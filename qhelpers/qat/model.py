@@ -101,7 +101,8 @@ class TrainedLayer(nn.Module):
 
     def __init__(self, quantized, weight, method):
         super().__init__()
-        self.bits, self.granularity = quantized.bits, quantized.granularity
+        self.name, self.bits = quantized.name, quantized.bits
+        self.granularity = quantized.granularity
         self.layer = copy.deepcopy(quantized.layer)
         self.layer.weight = weight
         half = 2 ** (self.bits - 1)
@@ -138,7 +139,7 @@ class TrainedLayer(nn.Module):
         scale = self.fake.step(self.rows())
         codes = torch.round(self.rows() * (1 / scale[:, None]))
         codes = codes.clamp(self.fake.quant_min, self.fake.quant_max)
-        quantized = QuantizedLayer("", self.layer, self.bits, "min-max", self.granularity)
+        quantized = QuantizedLayer(self.name, self.layer, self.bits, "min-max", self.granularity)
         quantized.codes = codes.to(quantized.codes.dtype).reshape(quantized.codes.shape)
         quantized.scale = scale.reshape(self.scale_shape)
         quantized.freeze()
@@ -175,6 +176,12 @@ class QATModel(TracedModel):
 
     Its `network` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
     """
+
+    @property
+    def forward(self):
+        if torch.compiler.is_exporting():
+            raise ValueError("model is still in training; export its convert()")
+        return super().forward
 
     def observe(self, observing):
         """Switch the observers of "ste" on or off; without them the scales stay as they are."""
