@@ -46,9 +46,9 @@ def align_with_scale(params_q, scale):
     )
 
 
-def blocks(shape):
-    """Yield the slices that cut an array of this 3-d shape into blocks of about BLOCK values."""
-    sizes, room = [], BLOCK
+def blocks(shape, room=BLOCK):
+    """Yield the slices that cut an array of this shape into blocks of at most `room` values."""
+    sizes = []
     for length in reversed(shape):
         sizes.insert(0, max(1, min(length, room)))
         room //= max(1, length)

@@ -7,7 +7,7 @@ same scale and zero point, to the last bit.
 import numpy as np
 import torch
 
-from qhelpers.checks import checked_bits, checked_finite, checked_params
+from qhelpers.checks import checked_bits, checked_params, finite_ends
 from qhelpers.ranges import cross_entropy_range, histogram, kl_range, mse_range, percentile_range
 
 EPS = torch.finfo(torch.float32).eps  # torch's smallest scale
@@ -38,9 +38,12 @@ class MinMaxObserver:
         self.low = self.high = None  # tensors, once there is data
 
     def __call__(self, batch):
-        checked_finite(checked_params(batch, "batch"), "batch")
-        largest = torch.finfo(torch.float32).max
-        self.update(batch.detach().clamp(-largest, largest).float())
+        finite_ends(checked_params(batch, "batch"), "batch")
+        numbers = batch.detach()
+        if numbers.dtype != torch.float32:  # float64 may hold larger ones
+            largest = torch.finfo(torch.float32).max
+            numbers = numbers.float().clamp(-largest, largest)
+        self.update(numbers)
         return batch
 
     def update(self, batch):
@@ -133,6 +136,8 @@ class HistogramObserver(MinMaxObserver):
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy is {strategy!r}; it must be one of {STRATEGIES}")
         self.strategy = strategy
+        # "mse" needs fewer bins, and is faster with them.
+        self.fineness = histogram.FINENESS if strategy == "mse" else FINENESS
         self.counts, self.rows = 0, []
         self.rows_seen, self.random = 0, np.random.default_rng(0)
 
@@ -142,7 +147,7 @@ class HistogramObserver(MinMaxObserver):
         if self.strategy == "cross-entropy":
             self.sample(numbers.reshape(-1, numbers.shape[-1]) if numbers.ndim else numbers)
         elif self.strategy != "min-max":
-            self.counts = self.counts + histogram.bin_counts(numbers, FINENESS)
+            self.counts = self.counts + histogram.bin_counts(numbers, self.fineness)
 
     def sample(self, rows):
         """Reservoir sampling: Vitter 1985, algorithm R."""
@@ -154,11 +159,7 @@ class HistogramObserver(MinMaxObserver):
                 self.rows[place] = row.copy()
 
     def range_of_histogram(self, bits, low, high):
-        counts, fineness = self.counts, FINENESS
-        if self.strategy == "mse":  # it needs fewer bins, and is faster with them
-            fineness = histogram.FINENESS
-            counts = counts.reshape(-1, 2 ** (FINENESS - fineness)).sum(axis=1)
-        values, counts = histogram.middles(counts, np.float32, fineness)
+        values, counts = histogram.middles(self.counts, np.float32, self.fineness)
         values = values.clip(low, high)  # the middle of the last bin may lie beyond
         if self.strategy == "percentile":
             return percentile_range(values, counts=counts)

@@ -12,7 +12,7 @@ from qhelpers.observers import (
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from qhelpers.ranges.strategies import cross_entropy_range, kl_range, mse_range, percentile_range
+from qhelpers.ranges import cross_entropy_range, kl_range, mse_range, percentile_range
 
 CASES = 250
 ALL = [MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver, HistogramObserver]

@@ -3,7 +3,6 @@ are rounded to codes. Both compute in floats, with the numbers that the codes st
 
 import copy
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +13,7 @@ from qhelpers.ptq.bias_correction import bias_correction
 from qhelpers.ptq.export import exported_activation, exported_weight
 from qhelpers.ptq.rules import CONVOLUTIONS, TRANSPOSED
 from qhelpers.ranges.output_error import InputMoments, output_mse_range
-from qhelpers.ranges.strategies import mse_range
+from qhelpers.ranges.squared_error import mse_range_of_rows
 
 WEIGHT_STRATEGIES = ("min-max", "mse", "output-mse")
 GRANULARITIES = ("per tensor", "per channel")
@@ -32,7 +31,7 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
     """
     rows = weight.detach().numpy().reshape(len(weight), -1)
     if granularity == "per tensor":
-        options, sharing = {}, [rows]
+        options, sharing = {}, rows.reshape(1, -1)
     elif granularity == "per channel":
         options, sharing = {"axis": 0}, rows
     else:
@@ -43,8 +42,8 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
             )
         options, sharing = {"group_size": size}, rows.reshape(-1, size)
     if strategy == "mse":
-        best = [mse_range(numbers, bits, symmetric=True, narrow_range=False) for numbers in sharing]
-        options["range"] = tuple(np.array(best).T)
+        high = mse_range_of_rows(sharing, bits)
+        options["range"] = (-high, high)
     if strategy == "output-mse" and moments:
         size, per_tensor = options.get("group_size"), granularity == "per tensor"
         high = output_mse_range(weight.detach(), bits, moments, size, per_tensor)

@@ -17,7 +17,8 @@ def bin_counts(params, fineness=FINENESS):
     counts = np.zeros(2 ** (8 * params.dtype.itemsize - dropped), np.intp)
     for chunk in chunks(params):
         bins = (chunk.view(pattern) >> dropped).astype(np.intp)  # NumPy 2.0 counts no uint64
-        counts += np.bincount(bins, minlength=counts.size)
+        found = np.bincount(bins)  # up to the last bin that isn't empty
+        counts[: found.size] += found
     return counts
 
 

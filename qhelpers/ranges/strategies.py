@@ -7,7 +7,7 @@ import torch
 
 from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization
 from qhelpers.checks import checked_bits, checked_params, checked_percentile, finite_ends
-from qhelpers.ranges.histogram import chunks, histogram
+from qhelpers.ranges.histogram import chunks
 from qhelpers.ranges.search import search
 
 KL_BINS = 2048
@@ -42,46 +42,6 @@ def percentile_range(params, percentile=99.99, *, counts=None):
     else:
         low, high = np.percentile(params, percentiles, weights=counts, method="inverted_cdf")
     return low.astype(params.dtype), high.astype(params.dtype)
-
-
-def mse_range(params, bits, *, symmetric=False, narrow_range=True, counts=None):
-    """Return the (low, high), in `params`' type, that quantizes it with the least squared error.
-
-    params: array or tensor of finite real numbers, any shape. Where there are more than 16,384
-        of them, they are read once, into a histogram, and the error is that of its bins.
-    bits: integer from 1 to 16; from 2 where `symmetric`.
-    symmetric, narrow_range: search for `symmetric_quantization`, so that low = -high.
-    counts: how often each of `params` occurs, an array of its shape; once by default.
-
-    Only ranges that lie within min-max and include 0 are tried.
-    Raises TypeError or ValueError for anything else.
-    Source: Nagel et al. 2021, section 3.1.
-    """
-    top = 2 ** checked_bits(bits, fewest=2 if symmetric else 1) - 1
-    params = checked_params(params)
-    low, high, unit = span(params)
-    if unit == 0:
-        return min_max_range(params)
-    values, counts = histogram(params) if counts is None else (np.float64(params), counts)
-    values, weights = values / unit, counts / np.sum(counts)  # up to 1: no square overflows
-
-    def asymmetric_error(low, high):
-        scale = (high - low) / top
-        zero = np.rint(-low / scale)
-        return squared_error(values, weights, scale, -zero, top - zero)
-
-    def symmetric_error(_, alpha):
-        n = top // 2
-        ends = (alpha / n, -n, n) if narrow_range else (2 * alpha / top, -n - 1, n)
-        return squared_error(values, weights, *ends)
-
-    shortest = 0.1 * np.sqrt(weights @ values**2)  # a shorter range loses most of the numbers
-    if symmetric:
-        _, alpha = search(symmetric_error, 0, 1, shortest, rungs=64)
-        low, high = -alpha, alpha
-    else:
-        low, high = search(asymmetric_error, low / unit, high / unit, shortest)
-    return params.dtype.type(low * unit), params.dtype.type(high * unit)
 
 
 def cross_entropy_range(logits, bits):
@@ -162,16 +122,6 @@ def span(params, name="params"):
     low, high = finite_ends(params, name)
     low, high = min(np.float64(low), 0.0), max(np.float64(high), 0.0)
     return low, high, max(-low, high)
-
-
-def squared_error(values, weights, scale, bottom, top):
-    """Return the weighted mean of the squared errors of rounding to bottom*scale..top*scale."""
-    work = values * (1 / scale)
-    np.rint(work, out=work)
-    np.clip(work, bottom, top, out=work)
-    work *= scale
-    work -= values
-    return weights @ np.square(work, out=work)
 
 
 def log_softmax(logits):
