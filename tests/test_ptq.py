@@ -151,7 +151,7 @@ def test_activations_pass_through_codes():
     place = QuantizedActivation("x", 4, "min-max")
     place.observe()
     assert torch.equal(place(BATCH), BATCH)  # while it observes
-    place.freeze()
+    place.settle()
     codes, scale, zero = asymmetric_quantization(BATCH, 4)
     expected = (codes.astype(np.float32) - zero) * scale
     assert np.array_equal(place(BATCH).numpy(), expected)

@@ -5,9 +5,12 @@ import itertools
 
 import torch
 from torch import fx
+from tqdm import tqdm
 
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.rules import module_of
+
+SECONDS = 5  # without a progress bar
 
 
 def read(model, batches):
@@ -58,19 +61,20 @@ def in_order(arguments, dtype=torch.float32):
 
 @torch.no_grad()
 def calibrate(quantized, batches, layer_after_layer):
-    """Let the modules observe the batches, then freeze them, so that they quantize.
+    """Let the modules observe the batches, then settle their codes, so that they quantize.
 
-    layer_after_layer: each module observes the batches again, once all before it are frozen.
+    layer_after_layer: each module observes the batches again, once all before it quantize.
+    What takes long shows a progress bar.
     """
     modules = quantizing_modules(quantized.network)
     watching = [module for module in modules if module.watches]
     batches = list(batches) if layer_after_layer else batches
     if watching and not show(batches, watching, quantized):
         raise ValueError("calibration_batches is empty; it must hold at least one batch")
-    for module in modules:
+    for module in progress(modules, "Quantizing"):
         if layer_after_layer and module.watches:
             show(batches, [module], quantized)
-        module.freeze()
+        module.settle()
 
 
 def quantizing_modules(graph):
@@ -85,9 +89,14 @@ def show(batches, modules, quantized):
     for module in modules:
         module.observe()
     count = 0
-    for batch in batches:
+    for batch in progress(batches, "Calibrating"):
         quantized(*batch.args, **batch.kwargs)
         count += 1
     for module in modules:
         module.observing = False
     return count
+
+
+def progress(each, name):
+    """Return an iterator that shows a progress bar if it takes more than SECONDS."""
+    return tqdm(each, name, delay=SECONDS, leave=False)

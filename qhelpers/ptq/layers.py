@@ -25,8 +25,7 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
 
     granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
         make a group; a row is all the weights of a channel.
-    moments: InputMoments of the layer, for the strategy "output-mse"; without them min-max is
-        used.
+    moments: InputMoments of the layer, for the strategy "output-mse".
     scale has the shape (), (channels, 1) or (channels, groups).
     """
     rows = weight.detach().numpy().reshape(len(weight), -1)
@@ -44,7 +43,7 @@ def quantized_weight(weight, bits, strategy, granularity, moments=None):
     if strategy == "mse":
         high = mse_range_of_rows(sharing, bits)
         options["range"] = (-high, high)
-    if strategy == "output-mse" and moments:
+    if strategy == "output-mse":
         size, per_tensor = options.get("group_size"), granularity == "per tensor"
         high = output_mse_range(weight.detach(), bits, moments, size, per_tensor)
         options["range"] = (-high, high)
@@ -74,10 +73,11 @@ def as_layer_takes_it(layer, weight):
 class QuantizedLayer(nn.Module):
     """A layer whose weight is held as codes: Linear, a convolution, or an embedding.
 
-    Until `freeze` it computes with the layer's own weight, then with what the codes stand for.
-    For the strategy "output-mse" and for `bias_correction` it must see inputs before that, while
-    it is `observing`. Bias correction subtracts from the bias the mean change of the output since
-    the first pass, in which the network computed in floats.
+    Until `freeze` it computes with the layer's own weight, then with what the codes stand for:
+    those of min-max, unless `settle` found others with the strategy. For "output-mse" and for
+    `bias_correction` it must see inputs before `settle`, while it is `observing`. Bias correction
+    subtracts from the bias the mean change of the output since the first pass, in which the
+    network computed in floats.
     """
 
     def __init__(self, name, layer, bits, strategy, granularity, bias_correction=False):
@@ -92,7 +92,7 @@ class QuantizedLayer(nn.Module):
         self.exact = by_output(layer, layer.weight.detach())
         self.trains = layer.weight.requires_grad
         self.shape = self.exact.shape
-        codes, scale = quantized_weight(self.exact, bits, strategy, granularity)
+        codes, scale = quantized_weight(self.exact, bits, "min-max", granularity)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.layer = copy.deepcopy(layer)
@@ -111,16 +111,19 @@ class QuantizedLayer(nn.Module):
         self.passes.append(InputMoments(self.layer))
 
     @torch.no_grad()
+    def settle(self):
+        """Find the codes with the strategy, freeze, and correct the bias."""
+        exact, now = self.exact, self.passes[-1] if self.passes else None
+        if self.strategy != "min-max":
+            options = self.bits, self.strategy, self.granularity
+            self.codes, self.scale = quantized_weight(exact, *options, now)
+        self.freeze()
+        if self.bias_correction:
+            self.layer.bias += bias_correction(self.passes[0], exact, now, self.rows())
+        self.passes = []
+
     def freeze(self):
-        exact, self.exact = self.exact, None
-        if self.passes:
-            before, now = self.passes[0], self.passes[-1]
-            self.codes, self.scale = quantized_weight(
-                exact, self.bits, self.strategy, self.granularity, now
-            )
-            if self.bias_correction:
-                self.layer.bias += bias_correction(before, exact, now, self.rows())
-            self.passes = []
+        self.exact = None
         self.set_weight()
 
     def rows(self):
@@ -191,12 +194,16 @@ class QuantizedActivation(nn.Module):
     def observe(self):
         self.observing, self.observer = True, self.new_observer()
 
-    def freeze(self):
-        if self.observer is not None:
+    def settle(self):
+        """Find the scale and the zero point with the strategy, and freeze."""
+        if not self.dynamic:
             if self.observer.low is None:
                 raise ValueError(f"calibration_batches shows no numbers to {self.name}; it must "
                                  "hold a batch that isn't empty")  # fmt: skip
             self.scale, self.zero_point = self.observer.calculate_qparams()
+        self.freeze()
+
+    def freeze(self):
         self.observer, self.observing, self.active = None, False, True
         self.set_numbers()
 

@@ -152,3 +152,25 @@ def test_bad_rows_are_named():
         mse_range_of_rows(np.array([[0, np.nan]], np.float32), 4)
     with pytest.raises(ValueError, match="^bits is 1"):
         mse_range_of_rows(np.ones((1, 2), np.float32), 1)
+
+
+def test_rows_that_are_equally_long_are_searched_together(monkeypatch):
+    searched, search_rows = [], squared_error.search_rows
+
+    def counting(losses, low, high, shortest, **options):
+        searched.append(len(high))
+        return search_rows(losses, low, high, shortest, **options)
+
+    monkeypatch.setattr(squared_error, "search_rows", counting)
+    rows = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32)
+    rows[:3, 1] = rows[:3, 0]  # one number twice: 8 different ones
+    mse_range_of_rows(rows, 4)
+    assert sorted(searched) == [3, 47]
+
+
+def test_a_range_that_is_none_never_wins():
+    """Not even where the widest is among the best, which is tried instead."""
+    grid = np.array([[[-1.0, -0.5, 0.0]]]), np.array([[[1.0, 0.5, 0.0]]])
+    loss, low, high = search.candidates(lambda low, high: high - low, *grid)
+    assert loss.shape == (1, 1, 9)
+    assert np.array_equal(np.isinf(loss), low >= high) and np.isinf(loss).sum() == 1
