@@ -29,7 +29,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, name, counting)
 
     counted(model, "traced")
-    counted(model.QuantizedModel, "forward")
+    counted(model.QuantizedModel, "__call__")
     counted(layers, "mse_range_of_rows")
     counted(layers, "output_mse_range")
     return counts
@@ -43,16 +43,16 @@ def test_a_model_is_traced_once_run_once_for_each_batch_and_searched_once(
     quantized = quantize_model(small, iter(BATCHES), weight_strategy=strategy, **options)
     searches = {"mse_range_of_rows": 2 * (strategy == "mse"),
                 "output_mse_range": 2 * (strategy == "output-mse")}  # fmt: skip
-    assert calls == {"traced": 1, "forward": len(BATCHES)} | searches
+    assert calls == {"traced": 1, "__call__": len(BATCHES)} | searches
     torch.save(quantized.state_dict(), tmp_path / "model.pt")
     loaded = load_quantized(small, tmp_path / "model.pt")
-    assert calls == {"traced": 2, "forward": len(BATCHES)} | searches  # loading searches nothing
+    assert calls == {"traced": 2, "__call__": len(BATCHES)} | searches  # loading searches nothing
     assert torch.equal(loaded(BATCH), quantized(BATCH))
 
 
 def test_layer_after_layer_runs_the_batches_once_more_for_each_place(small, calls):
     quantize_model(small, BATCHES, layer_after_layer=True)
-    assert calls["forward"] == (1 + 3) * len(BATCHES)  # the input and two layers
+    assert calls["__call__"] == (1 + 3) * len(BATCHES)  # the input and two layers
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2])
