@@ -126,7 +126,7 @@ def test_a_clip_is_fused_with_the_layer_before_it(clip):
     conv.weight *= 5
     quantized = quantize_model(nn.Sequential(conv, clip).eval(), [x], 16, 8)
     assert quantized.kept_in_float == []
-    activations = [m for m in quantized.network.modules() if isinstance(m, QuantizedActivation)]
+    activations = [m for m in quantized.graph.modules() if isinstance(m, QuantizedActivation)]
     assert len(activations) == 2  # the input and the output
     step = 6 / 255
     assert activations[1].scale.item() == pytest.approx(step) and activations[1].zero_point == 0
@@ -144,7 +144,7 @@ def test_a_clip_after_codes_makes_new_codes():
     model = nn.Sequential(nn.ReLU6(), nn.Conv2d(1, 1, 1)).eval()
     quantized = quantize_model(model, [x])
     assert quantized.kept_in_float == []
-    activations = [m for m in quantized.network.modules() if isinstance(m, QuantizedActivation)]
+    activations = [m for m in quantized.graph.modules() if isinstance(m, QuantizedActivation)]
     assert len(activations) == 3
     assert (quantized(x) - model(x)).abs().max() < 0.2
 

@@ -92,7 +92,7 @@ def case(request, few):
 
 
 def places_and_layers(quantized):
-    modules = [*quantized.network.modules()]
+    modules = [*quantized.graph.modules()]
     return [
         sum(isinstance(m, kind) for m in modules) for kind in (QuantizedActivation, QuantizedLayer)
     ]
@@ -131,14 +131,14 @@ def test_onnx_runtime_has_integer_kernels_for_the_file(case, tmp_path):
     (theirs,), found = in_onnx_runtime(program, path, images, optimised=True)
     assert {name: found[name] for name in kernels} == kernels
     # The kernels round the bias, too, which moves a code by one step, and rarely by more.
-    step = quantized.network.get_submodule(last_place(quantized)).scale.item()
+    step = quantized.graph.get_submodule(last_place(quantized)).scale.item()
     steps = np.rint(np.abs(ours - theirs) / step)
     assert steps.max() <= 3 and (steps > 0).mean() < 0.3 and (steps > 1).mean() < 0.02
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.97
 
 
 def last_place(quantized):
-    return [n.target for n in quantized.network.graph.nodes if n.op == "call_module"][-1]
+    return [n.target for n in quantized.graph.graph.nodes if n.op == "call_module"][-1]
 
 
 class WithEmbedding(nn.Module):
@@ -285,7 +285,7 @@ def test_other_floats_are_trained_and_computed_in_float32(dtype, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_empty_batch_passes_as_in_torch(method):
     model = prepare_qat(mlp(), 8, 8, method, calibration_batches=[X[:0], X])
-    place = model.network.get_submodule("quantize_0")
+    place = model.graph.get_submodule("quantize_0")
     before = place.step(X).item()
     assert model(X[:0]).shape == model.convert()(X[:0]).shape == (0, 4)
     assert place.step(X).item() == before

@@ -81,7 +81,7 @@ def test_weights_made_anew_at_each_call_are_quantized_and_trained(name):
     assert torch.allclose(quantize_model(model, [X], 16, None)(X), exact, atol=1e-3)
     two_bits = quantize_model(model, [X], 2, None)
     two_bits(X)
-    assert all(len(row.unique()) <= 4 for row in two_bits.network.get_submodule("0").layer.weight)
+    assert all(len(row.unique()) <= 4 for row in two_bits.graph.get_submodule("0").layer.weight)
     trained = train(prepare_qat(model, 8, 8, "ste", calibration_batches=[X]))
     assert torch.equal(trained(X), trained.convert()(X))
     assert functional.cross_entropy(trained(X), LABELS) < functional.cross_entropy(exact, LABELS)
@@ -95,10 +95,10 @@ def test_names_of_layers_change_nothing(names):
     plain, named = Net(), Net(*names)
     quantized = quantize_model(named, [X], 8, 4)
     assert torch.equal(quantize_model(plain, [X], 8, 4)(X), quantized(X))
-    places = [m.name for m in quantized.network.modules() if isinstance(m, QuantizedActivation)]
+    places = [m.name for m in quantized.graph.modules() if isinstance(m, QuantizedActivation)]
     assert len(places) == len({*places}) == 3
     finer = quantize_model(named, [X], 8, 4, per_layer={names[0]: {"weight_bits": 3}})
-    bits = {n: m.bits for n, m in finer.network.named_modules() if isinstance(m, QuantizedLayer)}
+    bits = {n: m.bits for n, m in finer.graph.named_modules() if isinstance(m, QuantizedLayer)}
     assert bits == {names[0]: 3, names[1]: 8}
 
 
@@ -161,7 +161,7 @@ def test_training_trains_what_would_train(method):
     model[8].weight = model[6].weight
     x = torch.randn(16, 1, 8, 8)
     quantized = prepare_qat(model, 8, 8, method, calibration_batches=[x])
-    layer = quantized.network.get_submodule
+    layer = quantized.graph.get_submodule
     assert layer("0").layer.bias.requires_grad  # made by folding
     assert layer("8").layer.weight is layer("6").layer.weight
     frozen = layer("4").layer.weight.clone()

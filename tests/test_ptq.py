@@ -15,7 +15,7 @@ from tests.models import BATCH, Branched, ConvNet, Twice, Untraceable
 
 
 def parts(quantized, kind):
-    return {name: m for name, m in quantized.network.named_modules() if isinstance(m, kind)}
+    return {name: m for name, m in quantized.graph.named_modules() if isinstance(m, kind)}
 
 
 def test_a_convolutional_net_keeps_its_accuracy(conv_net, few):
@@ -26,13 +26,13 @@ def test_a_convolutional_net_keeps_its_accuracy(conv_net, few):
             conv_net, few.train_images[:500].split(100), granularity=granularity
         )
         assert quantized.kept_in_float == []
-        assert not any("norm" in name for name, _ in quantized.network.named_modules())
+        assert not any("norm" in name for name, _ in quantized.graph.named_modules())
         assert abs(test(quantized, few) - test(conv_net, few)) <= 0.003
     assert all(torch.equal(before[name], t) for name, t in conv_net.state_dict().items())
     for bits in (2, 4):
         quantized = quantize_model(conv_net, [few.train_images[:100]], weight_bits=bits)
         for name in ("conv1", "conv2", "head.0", "head.3"):
-            weight = quantized.network.get_submodule(name).weight()
+            weight = quantized.graph.get_submodule(name).weight()
             assert all(len(channel.unique()) <= 2**bits for channel in weight)
 
 
@@ -68,9 +68,9 @@ def test_weights_and_scales_are_torch_s(conv_net, few, granularity):
     for place in (1, 3, 4):
         layer = theirs.get_submodule(str(place + 1))
         assert torch.equal(
-            quantized.network.get_submodule(str(place)).codes, layer.weight().int_repr()
+            quantized.graph.get_submodule(str(place)).codes, layer.weight().int_repr()
         )
-        activation = quantized.network.get_submodule(f"quantize_{place}")
+        activation = quantized.graph.get_submodule(f"quantize_{place}")
         assert activation.scale.item() == layer.scale
         assert activation.zero_point.item() == layer.zero_point
 
@@ -83,7 +83,7 @@ def test_what_is_not_supported_is_named_and_the_rest_quantized(few):
     assert quantized.kept_in_float == ["gelu (gelu)", "sub (sub)"]
     assert "in floats: gelu (gelu), sub (sub)" in str(quantized)
     for name in ("first", "second", "last"):
-        assert quantized.network.get_submodule(name).codes.dtype == torch.int8
+        assert quantized.graph.get_submodule(name).codes.dtype == torch.int8
     assert (quantized(images).argmax(1) == model(images).argmax(1)).double().mean() > 0.9
 
 
@@ -92,8 +92,8 @@ def test_bits_and_strategies_layer_by_layer(small):
     per_layer = {"2": last, "input": {"activation_bits": None}}
     strategies = {"weight_strategy": "mse", "activation_strategy": "mse"}
     quantized = quantize_model(small, [BATCH], 4, 3, **strategies, per_layer=per_layer)
-    assert quantized.network.get_submodule("0").codes.abs().max() <= 8
-    assert {*quantized.network.get_submodule("2").codes.unique().tolist()} <= {-2, -1, 0, 1}
+    assert quantized.graph.get_submodule("0").codes.abs().max() <= 8
+    assert {*quantized.graph.get_submodule("2").codes.unique().tolist()} <= {-2, -1, 0, 1}
     places = parts(quantized, QuantizedActivation)
     bits = {name: place.bits for name, place in places.items()}
     assert bits == {"quantize_0": 3, "quantize_2": 8}
@@ -139,7 +139,7 @@ def test_weights_are_what_their_codes_stand_for(granularity):
     quantized = quantize_model(
         nn.Sequential(layer).eval(), [BATCH], 4, None, granularity=granularity
     )
-    part = quantized.network.get_submodule("0")
+    part = quantized.graph.get_submodule("0")
     assert part.codes.shape == (5, 6)
     assert part.scale.shape == {"per tensor": (), "per channel": (5, 1), 3: (5, 2)}[granularity]
     assert np.array_equal(part.weight().numpy(), symmetric_dequantize(part.codes, part.scale))
@@ -204,8 +204,8 @@ def test_the_ranges_in_the_summary_are_those_that_the_codes_cover(small, granula
     lines = {line[:24].strip(): line[65:] for line in str(quantized).splitlines()[1:]}
     far = torch.tensor([-1e9, 1e9])  # clamped to the first and the last code
     for name in ("0", "2"):
-        layer, place = quantized.network.get_submodule(name), f"quantize_{name}"
-        activation = quantized.network.get_submodule(place)
+        layer, place = quantized.graph.get_submodule(name), f"quantize_{name}"
+        activation = quantized.graph.get_submodule(place)
         ends = torch.fake_quantize_per_tensor_affine(far, layer.scale.max().item(), 0, -8, 7)
         text = f"{ends[0]:.4g} to {ends[1]:.4g}  {granularity}"
         assert lines[f"{name} weight"] == text + (

@@ -71,7 +71,7 @@ def random_layer_and_batch_norm():
 
 
 def three_bits(quantized, net, data):
-    require(hasattr(quantized, "network"), "It should be what quantize_model returns.")
+    require(hasattr(quantized, "graph"), "It should be what quantize_model returns.")
     bits_of = bits_by_name(quantized)
     for name in bits_by_name(quantize_model(net, [data.train_images[:10]])):
         require(name in bits_of, f"{name} leaves its numbers in floats.")
@@ -83,7 +83,7 @@ def three_bits(quantized, net, data):
 
 def bits_by_name(quantized):
     """Return the bits of each layer's weights and of each activation, by its name in the graph."""
-    modules, kinds = quantized.network.named_modules(), (QuantizedLayer, QuantizedActivation)
+    modules, kinds = quantized.graph.named_modules(), (QuantizedLayer, QuantizedActivation)
     return {name: module.bits for name, module in modules if isinstance(module, kinds)}
 
 

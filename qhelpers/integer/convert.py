@@ -36,7 +36,7 @@ def integer_model(model, arithmetic="fbgemm", products=None):
     """
     if isinstance(model, TracedModel) and not isinstance(model, QuantizedModel):
         raise ValueError("model is still in training; take its convert()")
-    graph = model.network if isinstance(model, QuantizedModel) else traced(model)
+    graph = model.graph if isinstance(model, QuantizedModel) else traced(model)
     return IntegerModel(layers_of(graph), arithmetic, products)
 
 

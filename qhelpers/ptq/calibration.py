@@ -66,7 +66,7 @@ def calibrate(quantized, batches, layer_after_layer):
     layer_after_layer: each module observes the batches again, once all before it quantize.
     What takes long shows a progress bar.
     """
-    modules = quantizing_modules(quantized.network)
+    modules = quantizing_modules(quantized.graph)
     watching = [module for module in modules if module.watches]
     batches = list(batches) if layer_after_layer else batches
     if watching and not show(batches, watching, quantized):

@@ -103,7 +103,7 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
     recipe = {"options": plain(options), "per_layer": plain(per_layer or {}),
               "given": [*given], "constants": plain(constants)}  # fmt: skip
     quantized = quantized_model(model, recipe, first, leaf_modules, training)
-    if lost := lost_hooks(model, quantized.network):
+    if lost := lost_hooks(model, quantized.graph):
         warnings.warn(f"hooks of {', '.join(lost)} don't run in the quantized model; what the hook "
                       "of a part computes with tensors was traced, and stays",
                       stacklevel=3)  # fmt: skip
@@ -116,21 +116,25 @@ def unfrozen(model, options, per_layer, first, leaf_modules=(), training=False):
 class TracedModel(nn.Module):
     """A model whose modules were replaced in its torch.fx graph; call it as the model.
 
-    `network` is the GraphModule that computes. `kept_in_float` names what is not quantized.
+    `graph` is the GraphModule that computes. `kept_in_float` names what is not quantized.
     """
 
     def __init__(self, graph, kept_in_float, signature, recipe):
         super().__init__()
-        self.network, self.kept_in_float = graph, kept_in_float
+        self.model, self.kept_in_float = graph, kept_in_float
         self.signature, self.recipe = signature, recipe
+
+    @property
+    def graph(self):
+        return self.model  # its name as a part: torch.export's modules have a graph of their own
 
     @property
     def forward(self):
         """A function with the model's own signature, in which torch.export finds the arguments."""
 
         def forward(*args, **kwargs):
-            floats = next(self.network.parameters(), torch.empty(0, dtype=torch.float32))
-            return self.network(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+            floats = next(self.graph.parameters(), torch.empty(0, dtype=torch.float32))
+            return self.graph(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
 
         forward.__signature__ = self.signature
         return forward
@@ -170,7 +174,7 @@ def load_quantized(model, path, leaf_modules=()):
     state = torch.load(path, weights_only=True)
     recipe = state["_extra_state"]
     quantized = quantized_model(model, recipe, leaf_modules=leaf_modules)
-    for module in quantized.network.modules():
+    for module in quantized.graph.modules():
         if hasattr(module, "freeze"):
             module.freeze()
     quantized.load_state_dict(state)
@@ -216,7 +220,7 @@ def summary(quantized):
     scales it is the widest.
     """
     lines = [f"{'':<24}{'bits':>5}{'scale':>22}{'zero point':>12}  range"]
-    for name, module in quantized.network.named_modules():
+    for name, module in quantized.graph.named_modules():
         if isinstance(module, QuantizedLayer):
             low, high = module.scale.min().item(), module.scale.max().item()
             scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

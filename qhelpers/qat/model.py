@@ -73,14 +73,14 @@ def prepare_qat(
     with torch.inference_mode(False):
         batches, first = read(model, calibration_batches)
         model = unfrozen(model, options, per_layer, first, leaf_modules, training=True)
-        weights = trained_weights(model.network)
+        weights = trained_weights(model.graph)
         calibrate(model, batches, layer_after_layer=False)
-        for name, module in list(model.network.named_modules()):
+        for name, module in list(model.graph.named_modules()):
             if isinstance(module, QuantizedLayer):
-                model.network.set_submodule(name, TrainedLayer(module, weights[name], method))
+                model.graph.set_submodule(name, TrainedLayer(module, weights[name], method))
             elif isinstance(module, QuantizedActivation):
-                model.network.set_submodule(name, trained_activation(module, method))
-    return QATModel(model.network, model.kept_in_float, model.signature, model.recipe)
+                model.graph.set_submodule(name, trained_activation(module, method))
+    return QATModel(model.graph, model.kept_in_float, model.signature, model.recipe)
 
 
 def trained_weights(graph):
@@ -174,7 +174,7 @@ def converted_activation(fake, strategy):
 class QATModel(TracedModel):
     """A model that trains with fake quantization; `prepare_qat` makes it.
 
-    Its `network` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
+    Its `graph` computes with TrainedLayer, FakeQuantize and LearnedStepSize.
     """
 
     @property
@@ -185,13 +185,13 @@ class QATModel(TracedModel):
 
     def observe(self, observing):
         """Switch the observers of "ste" on or off; without them the scales stay as they are."""
-        for module in self.network.modules():
+        for module in self.graph.modules():
             if isinstance(module, FakeQuantize) and module.observer is not None:
                 module.observing = observing
 
     def convert(self):
         """Return the QuantizedModel with these weights and scales; this model stays as it is."""
-        graph = copy.deepcopy(self.network).eval()
+        graph = copy.deepcopy(self.graph).eval()
         for name, module in list(graph.named_modules()):
             if isinstance(module, TrainedLayer):
                 graph.set_submodule(name, module.convert())

@@ -50,7 +50,7 @@ def test_what_was_trained_is_what_is_converted(conv_net, few, method, granularit
     assert all(torch.equal(trained[name], t) for name, t in model.state_dict().items())
     assert torch.equal(quantized(few.test_images), model(few.test_images))
     for name in ("conv1", "conv2", "head.0", "head.3"):
-        part = quantized.network.get_submodule(name)
+        part = quantized.graph.get_submodule(name)
         assert part.codes.dtype == torch.int8
         assert all(len(channel.unique()) <= 8 for channel in part.weight())
 
@@ -76,19 +76,19 @@ def test_scales_move_or_stay(small, method, moves):
     before = model.convert()
     after = train_a_little(model).convert()
     for (name, old), (_, new) in zip(
-        before.network.named_buffers(), after.network.named_buffers(), strict=True
+        before.graph.named_buffers(), after.graph.named_buffers(), strict=True
     ):
         if name.endswith("scale") and "input" not in name:
             assert torch.equal(old, new) != moves, name
-    assert not torch.equal(before.network.get_submodule("0").codes,
-                           after.network.get_submodule("0").codes)  # fmt: skip
+    assert not torch.equal(before.graph.get_submodule("0").codes,
+                           after.graph.get_submodule("0").codes)  # fmt: skip
 
 
 def test_ste_follows_the_weights_and_observes_in_training_only(small):
     model = prepare_qat(small, 4, 4, "ste", calibration_batches=[BATCH]).train()
     with torch.no_grad():
-        model.network.get_submodule("0").layer.weight.mul_(3)
-    place = model.network.get_submodule("quantize_0")
+        model.graph.get_submodule("0").layer.weight.mul_(3)
+    place = model.graph.get_submodule("quantize_0")
     scale = place.scale.clone()
     model.eval()(BATCH)
     assert torch.equal(place.scale, scale)
@@ -98,8 +98,8 @@ def test_ste_follows_the_weights_and_observes_in_training_only(small):
     model.observe(True)
     model(BATCH)
     assert place.scale > scale
-    weight = model.network.get_submodule("0").layer.weight
-    codes = model.convert().network.get_submodule("0")
+    weight = model.graph.get_submodule("0").layer.weight
+    codes = model.convert().graph.get_submodule("0")
     assert torch.allclose(codes.scale.flatten(), weight.abs().amax(dim=1) / 7.5)
 
 

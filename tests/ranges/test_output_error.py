@@ -144,7 +144,7 @@ def test_a_channel_of_zeros_and_constant_inputs():
         layer.weight[2] = 0
     options = {"weight_strategy": "output-mse", "bias_correction": True}
     quantized = quantize_model(nn.Sequential(layer).eval(), [torch.ones(5, 12)], 2, None, **options)
-    part = quantized.network.get_submodule("0")
+    part = quantized.graph.get_submodule("0")
     assert (part.weight()[2] == 0).all() and part.scale.isfinite().all()
     assert torch.allclose(quantized(torch.ones(5, 12)), layer(torch.ones(5, 12)), atol=1e-5)
 
