@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from qhelpers.files import whole_file
-from qhelpers.integer.layers import Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
+from qhelpers.integer.layers import Conv2d, Linear
 from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.moves import ReLU, Reshape
 from qhelpers.integer.packing import pack, unpack
+from qhelpers.integer.pools import MaxPool2d
+from qhelpers.integer.qparams import QParams
 
 FORMAT = "qhelpers integer model, version 1"
 KINDS = {kind.__name__: kind for kind in (Linear, Conv2d, MaxPool2d, ReLU, Reshape)}

@@ -1,36 +1,13 @@
-"""The layers of an integer model: each turns uint8 codes into uint8 codes."""
+"""The layers of an integer model that have weights: each turns uint8 codes into uint8 codes."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from qhelpers.integer.products import PRODUCTS, largest_sum
+from qhelpers.integer.qparams import TINY, QParams, check_taken, check_top, clipping
 from qhelpers.integer.requantize import ARITHMETICS
-
-TINY = np.finfo(np.float32).tiny  # the reciprocal of a smaller one may be infinite
-MOST_NUMBERS = 2**23  # that a convolution or a pooling layer may compute for one image
-
-
-@dataclass(frozen=True)
-class QParams:
-    """What codes stand for: (q - zero_point) * scale, with q from 0 to quant_max (at most 255)."""
-
-    scale: np.float32
-    zero_point: int
-    quant_max: int
-
-    def __post_init__(self):
-        with np.errstate(over="ignore"):  # infinity is refused below
-            scale = np.float32(self.scale)
-        object.__setattr__(self, "scale", scale)
-        if not TINY <= scale < np.inf:
-            raise ValueError(f"scale is {scale}; it must be positive, at least {TINY}, and finite")
-        for name, allowed in [("quant_max", (1, 255)), ("zero_point", (0, self.quant_max))]:
-            value = getattr(self, name)
-            if type(value) is not int or not allowed[0] <= value <= allowed[1]:
-                raise ValueError(f"{name} is {value!r}; it must be an integer from {allowed[0]} "
-                                 f"to {allowed[1]}")  # fmt: skip
+from qhelpers.integer.windows import check_numbers, check_pairs, windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +18,7 @@ class Linear:
     weight_scale: float32, shape () per tensor or (out,) per channel.
     bias: float32, shape (out,), in the unit of the outputs.
     before, after: QParams of the inputs and of the outputs.
+    top: the last code that it may return, the code of 6 for ReLU6.
 
     Raises ValueError if these don't fit together, or if 32 bits can't hold the sums.
     """
@@ -53,9 +31,15 @@ class Linear:
     before: QParams
     after: QParams
     relu: bool
+    top: int = 255
+    takes = 1
 
     def __post_init__(self):
         check_weighted(self, axes=2)
+
+    def returns(self, qparams):
+        check_taken(self, self.before, qparams)
+        return self.after
 
     @property
     def matrix(self):
@@ -94,13 +78,19 @@ class Conv2d:
     padding: tuple
     dilation: tuple
     groups: int
+    top: int = 255
+    takes = 1
 
     def __post_init__(self):
         check_weighted(self, axes=4)
-        check_window(self)
+        check_pairs(self, "stride", "padding", "dilation")
         if type(self.groups) is not int or self.groups < 1 or len(self.weight) % self.groups:
             raise ValueError(f"layer {self.name!r}: groups is {self.groups!r}; it must divide the "
                              f"{len(self.weight)} outputs")  # fmt: skip
+
+    def returns(self, qparams):
+        check_taken(self, self.before, qparams)
+        return self.after
 
     @property
     def matrix(self):
@@ -134,55 +124,6 @@ class Conv2d:
 WEIGHTED = (Linear, Conv2d)
 
 
-@dataclass(frozen=True)
-class MaxPool2d:
-    """The largest code of each window, which is the code of the largest number."""
-
-    name: str
-    kernel_size: tuple
-    stride: tuple
-    padding: tuple
-    dilation: tuple
-
-    def __post_init__(self):
-        check_window(self)
-
-    def prepared(self, arithmetic, products):
-        return lambda codes: windows(self, codes, self.kernel_size, fill=0).max(axis=(4, 5))
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """max(q, zero_point): the code of max(x, 0)."""
-
-    name: str
-    zero_point: int
-
-    def prepared(self, arithmetic, products):
-        return lambda codes: np.maximum(codes, np.uint8(self.zero_point))
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """Gives each image another shape; one length may be -1.
-
-    Raises ValueError if any other length isn't an integer from 1 to MOST_NUMBERS.
-    """
-
-    name: str
-    shape: tuple
-
-    def __post_init__(self):
-        lengths = [n for n in self.shape if n != -1]
-        right = all(type(n) is int and 1 <= n <= MOST_NUMBERS for n in lengths)
-        if not right or len(lengths) < len(self.shape) - 1:
-            raise ValueError(f"layer {self.name!r}: shape is {self.shape!r}; it must have integers "
-                             f"from 1 to {MOST_NUMBERS:,}, and at most one -1")  # fmt: skip
-
-    def prepared(self, arithmetic, products):
-        return lambda codes: codes.reshape(len(codes) if -1 in self.shape else -1, *self.shape)
-
-
 def check_weighted(layer, axes):
     """Raise ValueError if the fields of a Linear or Conv2d don't fit together."""
 
@@ -190,6 +131,7 @@ def check_weighted(layer, axes):
         if not right:
             raise ValueError(f"layer {layer.name!r}: {message}")
 
+    check_top(layer)
     weight, scale, bias = layer.weight, layer.weight_scale, layer.bias
     check(weight.dtype == np.int8 and weight.ndim == axes and weight.size,
           f"weight is {weight.dtype} of shape {weight.shape}; it must be int8 with "
@@ -231,48 +173,5 @@ def check_inputs(layer, codes, channels):
 
 def requantizer(layer, arithmetic):
     """Return the function from accumulators (n, out), which it may overwrite, to codes (n, out)."""
-    requantize = ARITHMETICS[arithmetic](layer)
-    lowest = layer.after.zero_point if layer.relu else 0
-
-    def codes_of(acc):
-        new = requantize(acc)
-        return np.clip(new, lowest, layer.after.quant_max, out=new).astype(np.uint8)
-
-    return codes_of
-
-
-def windows(layer, codes, size, fill):
-    """Return a view of the patches of images, padded with `fill`: (n, channels, h, w, *size).
-
-    Raises ValueError if there is no patch, or if the patches would take too much memory.
-    """
-    if codes.ndim != 4:
-        raise ValueError(f"layer {layer.name!r} gets codes of shape {codes.shape}; they must have "
-                         "4 axes")  # fmt: skip
-    span = [(n - 1) * d + 1 for n, d in zip(size, layer.dilation)]
-    lengths = [n + 2 * pad for n, pad in zip(codes.shape[2:], layer.padding)]
-    places = [(n - over) // step + 1 for n, over, step in zip(lengths, span, layer.stride)]
-    if min(places) < 1:
-        raise ValueError(f"layer {layer.name!r} gets images of {codes.shape[2:]}, {lengths} with "
-                         f"padding, which are smaller than its window, {span}")  # fmt: skip
-    check_numbers(layer, codes.shape[1] * max(math.prod(places) * math.prod(size),
-                                              math.prod(lengths)))  # fmt: skip
-    (down, right), (i, j), (k, m) = layer.padding, layer.stride, layer.dilation
-    codes = np.pad(codes, ((0, 0), (0, 0), (down, down), (right, right)), constant_values=fill)
-    view = np.lib.stride_tricks.sliding_window_view(codes, span, axis=(2, 3))
-    return view[:, :, ::i, ::j, ::k, ::m]
-
-
-def check_numbers(layer, count):
-    if count > MOST_NUMBERS:
-        raise ValueError(f"layer {layer.name!r} computes {count:,} numbers for each image; "
-                         f"{MOST_NUMBERS:,} are allowed")  # fmt: skip
-
-
-def check_window(layer):
-    """Raise ValueError if kernel size, stride, padding or dilation isn't a pair of sizes."""
-    for name, least in [("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)]:
-        pair = getattr(layer, name, (1, 1))
-        if len(pair) != 2 or not all(type(n) is int and n >= least for n in pair):
-            raise ValueError(f"layer {layer.name!r}: {name} is {pair!r}; it must be a pair of "
-                             f"integers, at least {least}")  # fmt: skip
+    requantize, clipped = ARITHMETICS[arithmetic](layer), clipping(layer)
+    return lambda acc: clipped(requantize(acc))

@@ -5,8 +5,11 @@ Needs the packages onnx and onnxruntime (`pip install qhelpers[deploy]`).
 
 import numpy as np
 
-from qhelpers.integer.layers import Conv2d, Linear, MaxPool2d, QParams, Reshape
+from qhelpers.integer.layers import Conv2d, Linear
 from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.moves import Reshape
+from qhelpers.integer.pools import MaxPool2d
+from qhelpers.integer.qparams import QParams
 
 
 def integer_model_from_onnx(path, arithmetic="onnxruntime", products=None):

@@ -25,8 +25,8 @@ from qhelpers import (
 )
 from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
 from qhelpers.integer.file import MOST_BYTES, digest, read_arrays
-from qhelpers.integer.layers import Reshape
 from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.moves import Reshape
 from qhelpers.integer.packing import pack, packed_bytes, unpack
 from tests.integer.test_model import Chain
 

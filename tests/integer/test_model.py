@@ -20,10 +20,13 @@ from qhelpers import (
     train,
 )
 from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
-from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, QParams, ReLU, Reshape
+from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear
 from qhelpers.integer.model import IntegerModel
+from qhelpers.integer.moves import ReLU, Reshape
 from qhelpers.integer.packing import packed_bytes
+from qhelpers.integer.pools import MaxPool2d
 from qhelpers.integer.products import pairs_that_can_saturate
+from qhelpers.integer.qparams import QParams
 from qhelpers.integer.requantize import ARITHMETICS
 from qhelpers.torch_ao import codes_of_torch, engine_arithmetic, engine_saturates, quantize_by_torch
 from tests.models import BATCH, Branched
@@ -318,7 +321,7 @@ UNFLATTENED = nn.Flatten(0), nn.Unflatten(0, (2, 784))
 @pytest.mark.parametrize(
     "model, message",
     [
-        (lambda: nn.Linear(784, 3), "input_1 gets floats|weight|input gets floats"),
+        (lambda: nn.Linear(784, 3), "^linear .linear. can't be computed"),
         (lambda: quantized(Branched()), "^gelu .gelu. can't be computed"),
         (lambda: quantized(AveragingConvNet()), UNSUPPORTED_PADDING),
         (lambda: quantized(sequence(), activation_bits=None), "^0 gets floats"),
@@ -390,7 +393,8 @@ def test_qparams_that_make_no_sense_are_refused(arguments, message):
         ([linear()], {"arithmetic": "x86"}, "arithmetic is 'x86'; it must be one of"),
         ([linear()], {"products": "int8"}, "products is 'int8'; it must be one of"),
         ([ReLU("relu", 0)], {}, "layers has no Linear or Conv2d"),
-        ([linear(), linear()], {}, "layer 'fc' takes .*, and gets"),
+        ([linear(), linear(name="again")], {}, "layer 'again' takes .*, and gets"),
+        ([linear(), linear()], {}, "layers has the name 'fc' twice; each must"),
         ([linear(), ReLU("relu", 4)], {}, "layer 'relu' has the zero point 4, and gets"),
         ([linear(bias=np.float32([1e9, 0]))], {"arithmetic": "fixed-point"},
          "fc doesn't fit in 32 bits: its bias is up to 1e"),
@@ -422,7 +426,7 @@ def test_windows_and_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="^layer 'pool' computes .* numbers for each image; 8"):
         pool(np.ones((1, 1, 4, 4), np.uint8))
     pool = MaxPool2d("pool", **window | {"stride": (1, 1), "dilation": (4, 1)}).prepared(0, 0)
-    with pytest.raises(ValueError, match="^layer 'pool' gets images of .* than its window, .5, 2."):
+    with pytest.raises(ValueError, match="^layer 'pool' gets images 4 long.* than its window, 5"):
         pool(np.ones((1, 1, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="^layer 'pool' gets codes of shape .*must have 4 axes"):
         pool(np.ones((1, 4), np.uint8))

@@ -24,8 +24,10 @@ from qhelpers import (  # noqa: E402
     integer_model_from_onnx,
     train_or_load,  # noqa: E402
 )
-from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear, MaxPool2d, Reshape  # noqa: E402
+from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear  # noqa: E402
+from qhelpers.integer.moves import Reshape  # noqa: E402
 from qhelpers.integer.onnx import codes_of_onnx  # noqa: E402
+from qhelpers.integer.pools import MaxPool2d  # noqa: E402
 from qhelpers.integer.products import pairs_that_can_saturate  # noqa: E402
 from tests.integer.test_products import random_layer  # noqa: E402
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhelpers.integer.layers import Conv2d, Linear, QParams
+from qhelpers.integer.layers import Conv2d, Linear
 from qhelpers.integer.products import PRODUCTS, by_blas, largest_sum, pairs_that_can_saturate
+from qhelpers.integer.qparams import QParams
 from qhelpers.integer.requantize import ARITHMETICS, fixed_point, fixed_point_multiplier
 from qhelpers.integer.without_vnni import layer_without_vnni
 from qhelpers.torch_ao import engine_arithmetic
