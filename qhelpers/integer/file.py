@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from qhelpers.files import whole_file
+from qhelpers.integer.add import Add
 from qhelpers.integer.layers import Conv2d, Linear
 from qhelpers.integer.model import IntegerModel
 from qhelpers.integer.moves import ReLU, Reshape
 from qhelpers.integer.packing import pack, unpack
-from qhelpers.integer.pools import MaxPool2d
+from qhelpers.integer.pools import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from qhelpers.integer.qparams import QParams
 
-FORMAT = "qhelpers integer model, version 1"
-KINDS = {kind.__name__: kind for kind in (Linear, Conv2d, MaxPool2d, ReLU, Reshape)}
+FORMAT = "qhelpers integer model, version 2"
+CHAINS = "qhelpers integer model, version 1"  # had no inputs: its layers are a chain
+LAYERS = (Linear, Conv2d, Add, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, ReLU, Reshape)
+KINDS = {kind.__name__: kind for kind in LAYERS}
 # Limits for what a file may ask for, so that reading one never takes gigabytes or minutes.
 MOST_BYTES = 2**24  # of the file, and of all arrays together
 MOST_WEIGHTS = 2**24  # of all layers together: MOST_BYTES would allow 4 times as many of 2 bits
@@ -37,8 +40,8 @@ def save_integer_model(model, path):
     which names the file, where it can't be written.
     """
     described, arrays = [], {}
-    for number, layer in enumerate(model.layers):
-        fields = {"kind": type(layer).__name__}
+    for number, (layer, inputs) in enumerate(zip(model.layers, model.inputs)):
+        fields = {"kind": type(layer).__name__, "inputs": inputs}
         for field in dataclasses.fields(layer):
             value = getattr(layer, field.name)
             if field.name == "weight":
@@ -56,7 +59,7 @@ def save_integer_model(model, path):
     with whole_file(Path(path)) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays, sha256=digest(arrays))
         file.flush()
-        read_layers(read_arrays(part.read_bytes()))  # what can't be read isn't saved
+        read_graph(read_arrays(part.read_bytes()))  # what can't be read isn't saved
 
 
 def load_integer_model(path, arithmetic="fbgemm", products=None):
@@ -71,11 +74,11 @@ def load_integer_model(path, arithmetic="fbgemm", products=None):
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        layers = read_layers(read_arrays(content))
+        layers, inputs = read_graph(read_arrays(content))
     except Exception as error:  # whatever zipfile, NumPy and json raise for damaged files
         raise ValueError(f"{path} is not an integer model that qhelpers saved, or is damaged: "
                          f"{error}") from error  # fmt: skip
-    return IntegerModel(layers, arithmetic, products)
+    return IntegerModel(layers, arithmetic, products, inputs)
 
 
 def check_most(name, count, most):
@@ -110,12 +113,13 @@ def read_array(archive, entry):
     return np.lib.format.read_array(data, allow_pickle=False, max_header_size=MOST_HEADER)
 
 
-def read_layers(arrays):
+def read_graph(arrays):
+    """Return the layers that the arrays of a file describe, and what each takes."""
     expected = arrays.pop("sha256").tobytes()
     if digest(arrays).tobytes() != expected:
         raise ValueError("its checksum is wrong")
     structure = json.loads(arrays.pop("structure").tobytes())
-    if structure["format"] != FORMAT:
+    if structure["format"] not in (FORMAT, CHAINS):
         raise ValueError(f"its format is {structure['format']!r}; it must be {FORMAT!r}")
     described = structure["layers"]
     check_most("layers", len(described), MOST_LAYERS)
@@ -123,17 +127,22 @@ def read_layers(arrays):
     check_most("weights", sum(abs(math.prod(shape)) for shape in weights), MOST_WEIGHTS)
     groups = [of_type(int, "groups", each["groups"]) for each in described if "groups" in each]
     check_most("groups", sum(groups), MOST_GROUPS)
+    inputs = None
+    if structure["format"] == FORMAT:
+        inputs = [strings("inputs", each.pop("inputs")) for each in described]
     layers = [read_layer(fields, arrays, number) for number, fields in enumerate(described)]
     if arrays:
         raise ValueError(f"it holds arrays of no layer: {[*arrays]}")
-    IntegerModel(layers)  # checks that each layer takes what the one before returns
-    return layers
+    IntegerModel(layers, inputs=inputs)  # checks that each layer takes what others return
+    return layers, inputs
 
 
 def read_layer(fields, arrays, number):
     kind = KINDS[fields.pop("kind")]
     for field in dataclasses.fields(kind):
         name = field.name
+        if name not in fields and field.default is not dataclasses.MISSING:
+            continue  # files of version 1 have no such field
         if name == "weight":
             shape = whole_numbers(name, fields[name])
             packed, bits = arrays.pop(f"{number}.weight"), fields["weight_bits"]
@@ -159,6 +168,10 @@ def of_type(kind, name, value):
 
 def whole_numbers(name, value):
     return tuple(of_type(int, name, number) for number in of_type(list, name, value))
+
+
+def strings(name, value):
+    return tuple(of_type(str, name, each) for each in of_type(list, name, value))
 
 
 def digest(arrays):

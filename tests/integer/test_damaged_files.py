@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from qhelpers import load_integer_model
 from qhelpers.integer.file import digest, read_arrays, save_integer_model
 from qhelpers.integer.requantize import ARITHMETICS
-from tests.integer.test_file import IMAGES, small_model
+from tests.integer.test_file import IMAGES, graph_model
 
 MOST_MEMORY = 2**29  # bytes: a few times what the largest file that is allowed takes
 NAMES = ["", "/", "../../x.npy", "1.weight", "99.bias.npy", "a" * 60_000, "é\0x.npy"]
@@ -30,6 +30,7 @@ FLOATS = [0.0, -0.0, 1e-45, 1e-38, 1e-30, 0.01, 1.5, 1e30, 3e38, 1e300, np.nan, 
 VALUES = st.one_of(
     st.sampled_from(LENGTHS + FLOATS),
     st.sampled_from([None, True, False, "", "1", "Linear", "ReLU", [[2], [2]], {}, {"a": 1}]),
+    st.sampled_from(["Add", "AvgPool2d", "AdaptiveAvgPool2d", "input", "conv2", ["conv1", "pool"]]),
     st.integers(0, 255),
     st.lists(st.sampled_from(LENGTHS), max_size=4),
 ).map(copy.deepcopy)  # a later change would change the strategy
@@ -173,7 +174,7 @@ def damaged(content):
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_refused_or_holds_a_model_that_works(tmp_path, count):
     path = tmp_path / "model.npz"
-    save_integer_model(small_model(), path)
+    save_integer_model(graph_model(), path)
     content, seen = path.read_bytes(), collections.Counter()
     model = load_integer_model(path)
     valid = {name: model.computing(name)(IMAGES) for name in ARITHMETICS}

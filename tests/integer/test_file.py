@@ -15,6 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch import nn
+from torch.nn import functional
 
 from qhelpers import (
     build_model,
@@ -24,7 +26,7 @@ from qhelpers import (
     save_integer_model,
 )
 from qhelpers.experiments.ptq import KEPT_LOGITS, float_net
-from qhelpers.integer.file import MOST_BYTES, digest, read_arrays
+from qhelpers.integer.file import KINDS, MOST_BYTES, digest, read_arrays
 from qhelpers.integer.model import IntegerModel
 from qhelpers.integer.moves import Reshape
 from qhelpers.integer.packing import pack, packed_bytes, unpack
@@ -68,6 +70,29 @@ def small_model():
     return integer_model(quantize_model(build_model(Chain, 0).eval(), [images], 3))
 
 
+class Everything(nn.Module):
+    """A part of each kind, in a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.conv3 = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.Conv2d(8, 12, 2)
+        self.pool, self.average = nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(2, padding=1)
+        self.mean, self.linear = nn.AdaptiveAvgPool2d((2, 1)), nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.pool(functional.relu6(self.norm(self.conv1(x))))
+        x = functional.relu(self.conv3(x + self.conv2(x)).flatten(1).reshape(-1, 12, 6, 6))
+        return self.linear(torch.flatten(self.mean(self.average(x)), 1))
+
+
+@functools.cache
+def graph_model():
+    """An integer model with every kind of layer."""
+    images = torch.linspace(-1, 2, 4 * 784).reshape(4, 1, 28, 28)
+    return integer_model(quantize_model(build_model(Everything, 0).eval(), [images], 3))
+
+
 @pytest.fixture
 def path(tmp_path):
     save_integer_model(small_model(), tmp_path / "model.npz")
@@ -89,6 +114,42 @@ def test_a_model_comes_back(path, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
     with np.load(path, allow_pickle=False) as file:
         assert file["0.weight" if "0.weight" in file else "1.weight"].dtype == np.uint8
+
+
+def test_a_graph_comes_back(tmp_path):
+    model, path = graph_model(), tmp_path / "model.npz"
+    assert {type(layer) for layer in model.layers} == {*KINDS.values()}
+    save_integer_model(model, path)
+    again = load_integer_model(path, "fixed-point")
+    assert again.inputs == model.inputs
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    assert np.array_equal(again(IMAGES), model.computing("fixed-point")(IMAGES))
+    save_integer_model(again, tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
+
+
+def test_a_file_of_version_1_is_a_chain(path):
+    """It has no inputs, and no ends of ReLU6."""
+
+    def to_version_1(arrays, structure):
+        structure["format"] = structure["format"].replace("version 2", "version 1")
+        for fields in structure["layers"]:
+            for name in ("inputs", "top", "ceil_mode"):
+                fields.pop(name, None)
+
+    changed(path, to_version_1)
+    assert load_integer_model(path).inputs == small_model().inputs
+    assert np.array_equal(load_integer_model(path)(IMAGES), small_model()(IMAGES))
+
+
+def changed(path, change):
+    """Change the arrays and the structure in a file, whose checksum fits again."""
+    arrays = read_arrays(path.read_bytes())
+    del arrays["sha256"]
+    structure = json.loads(arrays["structure"].tobytes())
+    change(arrays, structure)
+    arrays["structure"] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    np.savez(path, **arrays, sha256=digest(arrays))
 
 
 def test_the_sizes_on_disk(data, tmp_path):
@@ -146,6 +207,10 @@ def change_codes_between_layers(arrays, structure):
     [
         (lambda a, s: s.update(format="other"), "its format is 'other'; it must be"),
         (lambda a, s: s["layers"][0].update(kind="LSTM"), "'LSTM'"),
+        (lambda a, s: s["layers"][0].pop("inputs"), "inputs"),
+        (lambda a, s: s["layers"][0].update(inputs=[0]), "inputs is 0; its type must be str"),
+        (lambda a, s: s["layers"][0].update(inputs=["fc"]), "takes 'fc', which no layer before"),
+        (lambda a, s: s["layers"][1].update(inputs=["input"] * 2), "it takes 1 of them"),
         (lambda a, s: s["layers"].pop(), "it holds arrays|has no"),
         (lambda a, s: a.update(more=np.zeros(3)), "it holds arrays of no layer: .'more'."),
         (lambda a, s: a.pop(f"{first_linear(s)}.bias"), "bias"),
@@ -163,12 +228,7 @@ def change_codes_between_layers(arrays, structure):
 )
 def test_an_inconsistent_file_is_refused(path, change, message):
     """Though its checksum fits."""
-    arrays = read_arrays(path.read_bytes())
-    del arrays["sha256"]
-    structure = json.loads(arrays["structure"].tobytes())
-    change(arrays, structure)
-    arrays["structure"] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
-    np.savez(path, **arrays, sha256=digest(arrays))
+    changed(path, change)
     assert refused(path, message)
 
 
@@ -256,7 +316,7 @@ def test_a_file_that_is_not_there_is_another_error(tmp_path):
 
 def test_a_model_that_could_not_be_read_back_is_not_written(path):
     before = path.read_bytes()
-    longer = IntegerModel([*small_model().layers, *[Reshape("again", (-1,))] * 1000])
+    longer = IntegerModel([*small_model().layers, *[Reshape(str(i), (-1,)) for i in range(1000)]])
     with pytest.raises(ValueError, match="^it has 1,0.* layers; 1,000 are allowed"):
         save_integer_model(longer, path)
     assert path.read_bytes() == before
