@@ -1,5 +1,6 @@
 """integer/onnx: every code of ONNX Runtime's kernels, and models that don't fit."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 pytest.importorskip("onnx", reason="not installed: onnx, of the extra deploy")
 pytest.importorskip("onnxruntime", reason="not installed: onnxruntime, of the extra deploy")
@@ -24,11 +26,13 @@ from qhelpers import (  # noqa: E402
     integer_model_from_onnx,
     train_or_load,  # noqa: E402
 )
+from qhelpers.integer.add import Add  # noqa: E402
 from qhelpers.integer.layers import WEIGHTED, Conv2d, Linear  # noqa: E402
 from qhelpers.integer.moves import Reshape  # noqa: E402
-from qhelpers.integer.onnx import codes_of_onnx  # noqa: E402
-from qhelpers.integer.pools import MaxPool2d  # noqa: E402
+from qhelpers.integer.onnx import codes_of_onnx, layers_of  # noqa: E402
+from qhelpers.integer.pools import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d  # noqa: E402
 from qhelpers.integer.products import pairs_that_can_saturate  # noqa: E402
+from tests.integer.test_graph import PAIRS, random_add, residual_net  # noqa: E402
 from tests.integer.test_products import random_layer  # noqa: E402
 
 
@@ -181,6 +185,20 @@ def one_layer(layer, **changed):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def one_sum(layer):
+    """A model of a QLinearAdd, to which ONNX Runtime's own kernel belongs."""
+    constants = {}
+    for letter, q in zip("aby", (layer.before, layer.other, layer.after)):
+        constants |= {f"s_{letter}": q.scale, f"z_{letter}": np.uint8(q.zero_point)}
+    names = ["a", "s_a", "z_a", "b", "s_b", "z_b", "s_y", "z_y"]
+    node = helper.make_node("QLinearAdd", names, ["y"], "sum", domain="com.microsoft")
+    codes = lambda name: helper.make_tensor_value_info(name, TensorProto.UINT8, None)  # noqa: E731
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    graph = helper.make_graph([node], "sum", [codes("a"), codes("b")], [codes("y")], tensors)
+    versions = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=versions, ir_version=10)
+
+
 def test_convolutions_with_groups_dilation_and_a_pool(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -231,24 +249,31 @@ def test_what_does_not_fit_is_named(tmp_path):
         (lambda nodes: nodes[4].attribute[0].CopyFrom(helper.make_attribute("alpha", 2.0)),
          "alpha and beta must be 1"),
         (lambda nodes: [nodes[4].input.pop() for _ in range(2)], "fc must have a quantized weight"),
-        (lambda nodes: nodes[4].input.__setitem__(0, "image"), "fc takes image, and not x"),
-        (lambda nodes: [nodes.pop() for _ in range(2)], "fc returns floats"),
+        (lambda nodes: nodes[4].input.__setitem__(0, "image"), r"fc \(Gemm\) takes floats"),
+        (lambda nodes: nodes[4].output.__setitem__(0, "logits") or [nodes.pop(), nodes.pop()],
+         "fc returns floats"),
+        (lambda nodes: nodes.pop(), "the output logits is returned by no node"),
         (lambda nodes: nodes[4].__setattr__("op_type", "Softmax"), r"fc \(Softmax\) can't be"),
-        (lambda nodes: nodes[5].input.__setitem__(0, "image"), "out_of takes image, and not y"),
+        (lambda nodes: nodes[5].input.__setitem__(0, "image"), "layers has no Linear"),
         (lambda nodes: nodes[5].input.__setitem__(1, "x"), r"out_of \(.*\) takes 'x' as input 1"),
-        (lambda nodes: nodes[4].ClearField("input"), "fc takes None, and not x"),
+        (lambda nodes: nodes[4].ClearField("input"), "fc takes .., which no node before it makes"),
     ]:  # fmt: skip
         model = one_layer(layer)
         change(model.graph.node)
         refused(model, message)
-    pool = helper.make_node("MaxPool", ["x"], ["p"], "pool", kernel_shape=[2, 2], ceil_mode=1)
+    pool = helper.make_node("AveragePool", ["x"], ["p"], "pool", kernel_shape=[2, 2], ceil_mode=1)
+    mean = helper.make_node("ReduceMean", ["x", "shape"], ["p"], "mean")
+    clip = helper.make_node("Clip", ["x", "s_x", "s_x"], ["p"], "clip")
+    plus = helper.make_node("Add", ["x", "s_x"], ["p"], "plus")
     flatten = helper.make_node("Flatten", ["x"], ["p"], "flat", axis=2)
     reshape = helper.make_node("Reshape", ["x", "shape"], ["p"], "reshape")
     one_side = {"kernel_shape": [2, 2], "pads": [1, 0, 0, 0]}
     padded = helper.make_node("MaxPool", ["x"], ["p"], "pool", **one_side)
     again = helper.make_node("QuantizeLinear", ["x", "s_y", "z_y"], ["p"], "again")
     for node, message in [
-        (pool, "pool has ceil_mode"), (flatten, "flat gives the images another shape"),
+        (pool, "pool has dilations or ceil_mode"), (mean, r"mean is over the axes \[7, -1\]"),
+        (clip, "clip clips to .*; it must clip from 0"), (plus, "plus must add two tensors"),
+        (flatten, "flat gives the images another shape"),
         (reshape, "reshape gives the images another"), (padded, "pool has the padding"),
         (again, "again quantizes codes again"),
     ]:  # fmt: skip
@@ -256,3 +281,82 @@ def test_what_does_not_fit_is_named(tmp_path):
         model.graph.node.insert(4, node)
         model.graph.node[5].input[0] = "p"
         refused(model, message)
+    second = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    for names, message in [
+        ("output", r"the model has 2 outputs \(logits, x\); it must have one"),
+        ("input", r"the model has 2 inputs \(image, x\); it must have one"),
+    ]:
+        model = one_layer(layer)
+        getattr(model.graph, names).append(second)
+        refused(model, message)
+
+
+class Joined(nn.Module):
+    """Sums and pools, among them averages that lie between two codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.mean, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = functional.relu6(self.one(x))
+        x = torch.relu(x + self.other(x))
+        x = functional.max_pool2d(x, 2, 2, ceil_mode=True) + functional.avg_pool2d(x, 2, 2, 1)
+        return self.linear(torch.flatten(self.mean(x), 1))
+
+
+def by_place(path, images):
+    """Return two dicts of codes by the layer's name: ours, each from ONNX Runtime's, and theirs."""
+    graph = onnx.load(path).graph
+    layers, inputs, values = layers_of(graph)
+    quantizing = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    theirs = {}
+    for node, codes in zip(quantizing, codes_of_onnx(path, images)):
+        theirs.setdefault(values[node.output[0]].name, codes)
+    model = integer_model_from_onnx(path)
+    known, ours = {"input": model.quantize(images)}, {}
+    for layer, names in zip(layers, inputs):
+        codes = layer.prepared("onnxruntime", "blas")(*(known[name] for name in names))
+        if layer.name in theirs:
+            ours[layer.name] = codes
+            codes = theirs[layer.name]
+        known[layer.name] = codes
+    assert len(ours) >= 4
+    return ours, theirs, {layer.name: layer for layer in layers}
+
+
+def test_residual_networks_have_its_codes(tmp_path):
+    """ResidualNet, whose 3x3 averages can't lie between two codes: each code, and the logits."""
+    model, images = residual_net()
+    path = exported(model, images, tmp_path / "model")
+    ours, theirs, layers = by_place(path, images.numpy())
+    assert {type(layer) for layer in layers.values()} == {Reshape, Conv2d, Add, AvgPool2d, Linear}
+    for name, codes in ours.items():
+        assert np.array_equal(codes, theirs[name]), name
+    logits = run(path, images.numpy())
+    assert np.array_equal(integer_model_from_onnx(path)(images), logits)
+
+
+def test_means_between_two_codes_have_its_codes(tmp_path):
+    """ONNX Runtime adds up floats; the errors of their sums decide where a mean is a tie."""
+    torch.manual_seed(0)
+    images = torch.randn(100, 2, 19, 19)
+    path = exported(Joined().eval(), images, tmp_path / "model")
+    ours, theirs, layers = by_place(path, images.numpy())
+    kinds = [type(layer) for layer in layers.values()]
+    assert kinds.count(Add) == 2 and {MaxPool2d, AvgPool2d, AdaptiveAvgPool2d} <= {*kinds}
+    for name, codes in ours.items():
+        assert np.array_equal(codes, theirs[name]), name
+    assert np.array_equal(integer_model_from_onnx(path)(images), run(path, images.numpy()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_random_scales_have_its_codes(tmp_path, seed):
+    """All pairs of codes, from scales and zero points on ties."""
+    layer, path = random_add(2 * seed + 1), tmp_path / "sum.onnx"
+    layer = dataclasses.replace(layer, relu=False)
+    onnx.save(one_sum(layer), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, dict(zip("ab", PAIRS)))
+    assert np.array_equal(layer.prepared("onnxruntime", "blas")(*PAIRS), theirs)
