@@ -1,11 +1,14 @@
 """BatchNorm is folded into the layer before it."""
 
+import copy
 from collections import Counter
 
+import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from qhelpers.ptq.rules import TRANSPOSED, is_one_of, module_of
+from qhelpers.ptq.hooks import has_hooks
+from qhelpers.ptq.layers import as_layer_takes_it, by_output
+from qhelpers.ptq.rules import is_one_of, module_of
 
 # The BatchNorm that may follow a layer, and how many axes its input has with a batch.
 BATCH_NORMS = {
@@ -19,8 +22,8 @@ BATCH_NORMS = {
 def fold_batch_norms(graph, kinds):
     """Fold each BatchNorm into the layer before it; return the names of its nodes.
 
-    A pair is folded only if both are called once, nothing else takes the layer's output, and
-    BatchNorm is over the layer's output channels, by its running statistics.
+    A pair is folded only if both are called once, nothing else takes the layer's output, no hook
+    is between them, and BatchNorm is over the layer's output channels, by its running statistics.
     kinds: what the nodes return, as Kinds finds it, or the names that were folded before.
     """
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
@@ -33,7 +36,7 @@ def fold_batch_norms(graph, kinds):
             continue
         layer = module_of(graph, before)
         norm_class, axes = BATCH_NORMS[type(layer)]
-        channels = getattr(layer, "out_features", None) or layer.out_channels
+        channels = len(by_output(layer, layer.weight))
         known = kinds.get(before.name, axes if type(layer) is not nn.Linear else None)
         if (
             type(norm) is norm_class
@@ -42,6 +45,7 @@ def fold_batch_norms(graph, kinds):
             and known == axes
             and len(before.users) == 1
             and calls[before.target] == calls[node.target] == 1
+            and not (layer._forward_hooks or has_hooks(norm))
         ):
             graph.set_submodule(before.target, fused(layer, norm))
             node.replace_all_uses_with(before)
@@ -50,12 +54,20 @@ def fold_batch_norms(graph, kinds):
     return folded
 
 
+@torch.no_grad()
 def fused(layer, norm):
-    """Return the layer with BatchNorm folded in; its bias is trained if BatchNorm was."""
-    if isinstance(layer, nn.Linear):
-        new = fuse_linear_bn_eval(layer, norm)
-    else:
-        new = fuse_conv_bn_eval(layer, norm, isinstance(layer, TRANSPOSED))
+    """Return the layer with BatchNorm folded in; its bias is trained if BatchNorm was.
+
+    Source: torch.nn.utils.fusion, which doesn't take groups of transposed convolutions.
+    """
+    mean, factor = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
+    gain = 1 if norm.weight is None else norm.weight
+    bias = (0 if layer.bias is None else layer.bias) - mean
+    bias = bias * factor * gain + (0 if norm.bias is None else norm.bias)
+    rows = by_output(layer, layer.weight)
+    rows = rows * (gain * factor).reshape(-1, *[1] * (rows.ndim - 1))
     trained = norm.bias if norm.bias is not None else layer.weight
-    new.bias.requires_grad_(trained.requires_grad)
+    new = copy.deepcopy(layer)
+    new.weight = nn.Parameter(as_layer_takes_it(layer, rows), layer.weight.requires_grad)
+    new.bias = nn.Parameter(bias, trained.requires_grad)
     return new

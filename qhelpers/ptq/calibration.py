@@ -7,6 +7,7 @@ import torch
 from torch import fx
 from tqdm import tqdm
 
+from qhelpers.ptq.kinds import unchanged_buffers
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.rules import module_of
 
@@ -15,21 +16,31 @@ SECONDS = 5  # without a progress bar
 
 def read(model, batches):
     """Return an iterator over the arguments in each batch, and the arguments in the first."""
+    if isinstance(batches, (torch.Tensor, dict)):
+        raise TypeError(f"calibration_batches is a {type(batches).__name__}; if it is one batch, "
+                        "put it in a list")  # fmt: skip
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(f"calibration_batches is a {type(batches).__name__}; it must be a list or "
+                        "another iterable of batches")  # fmt: skip
     signature = inspect.signature(model.forward)
     arguments = (arguments_of(batch, signature) for batch in batches)
     first = next(arguments, None)
     return itertools.chain([] if first is None else [first], arguments), first
 
 
+UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def arguments_of(batch, signature):
     """Return what a batch calls the model with, as inspect.BoundArguments.
 
-    What is in a tuple behind the arguments that the model needs is left out, as are labels.
+    What is in a tuple behind the arguments that the model needs is left out, as are labels. A
+    dict with none of the arguments' names is one argument.
     """
-    parameters = signature.parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if isinstance(batch, dict):
-        args, kwargs = (), {name: batch[name] for name in signature.parameters if name in batch}
+    parameters = [p for p in signature.parameters.values() if p.kind not in UNNAMED]
+    needed = [p for p in parameters if p.default is p.empty]
+    if isinstance(batch, dict) and any(p.name in batch for p in parameters):
+        args, kwargs = (), {p.name: batch[p.name] for p in parameters if p.name in batch}
     elif isinstance(batch, (tuple, list)):
         args, kwargs = tuple(batch)[: max(1, len(needed))], {}
     else:
@@ -45,6 +56,32 @@ def arguments_of(batch, signature):
         raise TypeError(f"calibration_batches doesn't fit the model's arguments: {error}") from None
 
 
+def check_constants(arguments, recipe):
+    """Raise ValueError if an argument isn't what it was when the model was traced.
+
+    arguments: inspect.BoundArguments. recipe: of a QuantizedModel; its "constants" are part of
+        the graph, as are the defaults of arguments that were not "given".
+    """
+    arguments.apply_defaults()
+    for name, value in arguments.arguments.items():
+        parameter = arguments.signature.parameters[name]
+        if parameter.kind in UNNAMED:
+            continue
+        fixed = name in recipe["constants"] or name not in recipe["given"]
+        was = recipe["constants"].get(name, parameter.default)
+        if fixed and was is not parameter.empty and not same(value, was):
+            raise ValueError(f"{name} is {kind_or_value(value)}, but was {was!r} when the model "
+                             "was quantized; quantize another one for it")  # fmt: skip
+
+
+def same(value, other):
+    return value is other or (not isinstance(value, torch.Tensor) and value == other)
+
+
+def kind_or_value(value):
+    return "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+
+
 def as_new(value, dtype):
     """Return a tensor as a new one, floats as this type, so that nothing changes the caller's."""
     if not isinstance(value, torch.Tensor):
@@ -55,7 +92,8 @@ def as_new(value, dtype):
 def in_order(arguments, dtype=torch.float32):
     """Return bound arguments, with defaults for those left out, in the order of the signature."""
     arguments.apply_defaults()
-    values = arguments.arguments.values()
+    parameters = arguments.signature.parameters
+    values = [v for n, v in arguments.arguments.items() if parameters[n].kind not in UNNAMED]
     return [fx.node.map_aggregate(value, lambda each: as_new(each, dtype)) for value in values]
 
 
@@ -89,9 +127,17 @@ def show(batches, modules, quantized):
     for module in modules:
         module.observe()
     count = 0
-    for batch in progress(batches, "Calibrating"):
-        quantized(*batch.args, **batch.kwargs)
-        count += 1
+    with unchanged_buffers(quantized):
+        for batch in progress(batches, "Calibrating"):
+            try:
+                quantized(*batch.args, **batch.kwargs)
+            except (RuntimeError, TypeError, IndexError) as error:
+                if not count:  # the model computed the first before
+                    raise
+                raise RuntimeError(
+                    f"batch {count + 1} of calibration_batches can't be computed: {error}"
+                ) from error
+            count += 1
     for module in modules:
         module.observing = False
     return count

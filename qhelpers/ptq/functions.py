@@ -1,5 +1,8 @@
 """Functions that compute with a weight of the model, such as F.linear, become layers."""
 
+import operator
+
+import torch
 from torch import fx, nn
 from torch.nn import functional
 
@@ -17,6 +20,11 @@ FUNCTIONS = {
     functional.conv_transpose3d: (
         nn.ConvTranspose3d, ("stride", "padding", "output_padding", "groups", "dilation")),
 }  # fmt: skip
+WEIGHT_AXES = {
+    nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5, nn.ConvTranspose1d: 3,
+    nn.ConvTranspose2d: 4, nn.ConvTranspose3d: 5,
+}  # fmt: skip
+PRODUCTS = (operator.matmul, torch.matmul, torch.mm, "matmul", "mm")  # by a transposed weight
 
 
 def make_layers(graph):
@@ -24,19 +32,29 @@ def make_layers(graph):
 
     This takes in subclasses of torch's layers, which are traced down to the function.
     """
+    read = graph.graph.find_nodes(op="get_attr")
+    tensors = {node: tensor_of(graph, node.target) for node in read}
     made = {}
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in FUNCTIONS:
+        if node.target in PRODUCTS:
+            layer_class, names = nn.Linear, ()
+            given = dict(zip(("input", "weight"), (*node.args, *node.kwargs.values())))
+        elif node.op == "call_function" and node.target in FUNCTIONS:
+            layer_class, names = FUNCTIONS[node.target]
+            given = dict(zip(("input", "weight", "bias", *names), node.args)) | node.kwargs
+        else:
             continue
-        layer_class, names = FUNCTIONS[node.target]
-        given = dict(zip(("input", "weight", "bias", *names), node.args)) | node.kwargs
-        weight, bias = (tensor_of(graph, given.get(name)) for name in ("weight", "bias"))
+        weight, bias = (tensors.get(given.get(name)) for name in ("weight", "bias"))
         options = {name: given[name] for name in names if name in given}
         computed = []
         fx.node.map_arg(options, computed.append)
         if weight is None or (bias is None and given.get("bias") is not None) or computed:
             continue
-        key = str((given["weight"], given.get("bias"), options))
+        if weight.ndim != WEIGHT_AXES[layer_class] or not isinstance(given["input"], fx.Node):
+            continue
+        if node.target in PRODUCTS:
+            weight = nn.Parameter(weight.detach().t(), weight.requires_grad)
+        key = str((given["weight"], given.get("bias"), options, node.target in PRODUCTS))
         if key not in made:  # else another call of the same layer
             made[key] = layer_name(graph, given["weight"].target, node)
             graph.add_submodule(made[key], layer_of(layer_class, weight, bias, options))
@@ -44,9 +62,32 @@ def make_layers(graph):
             new = graph.graph.call_module(made[key], (given["input"],))
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and not node.users:
+    take_out(graph, tensors)
+
+
+def take_out(graph, tensors):
+    """Let the graph itself own the tensors that it reads, for their modules may be replaced.
+
+    tensors: by the nodes that read them.
+    """
+    names = {}
+    for node, tensor in tensors.items():
+        for user in list(node.users):
+            if user.target is getattr and not hasattr(getattr(tensor, user.args[1]), "data_ptr"):
+                value = getattr(tensor, user.args[1])  # its dtype, device or shape
+                for each in list(user.users):
+                    each.args, each.kwargs = fx.node.map_arg(
+                        (each.args, each.kwargs), lambda n, u=user, v=value: v if n is u else n
+                    )
+                graph.graph.erase_node(user)
+        if not node.users:
             graph.graph.erase_node(node)
+        elif "." in node.target:
+            if id(tensor) not in names:
+                names[id(tensor)] = name = unused_name(graph, node.target.replace(".", "_"))
+                is_parameter = isinstance(tensor, nn.Parameter)
+                (graph.register_parameter if is_parameter else graph.register_buffer)(name, tensor)
+            node.target = names[id(tensor)]
 
 
 def layer_name(graph, weight, node):
@@ -58,12 +99,10 @@ def layer_name(graph, weight, node):
     return unused_name(graph, node.name)
 
 
-def tensor_of(graph, node):
-    """Return the parameter or buffer that a get_attr node reads, else None."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
+def tensor_of(graph, name):
+    """Return the parameter or buffer of this name."""
     value = graph
-    for part in node.target.split("."):
+    for part in name.split("."):
         value = getattr(value, part)
     return value
 

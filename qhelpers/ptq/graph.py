@@ -1,11 +1,12 @@
 """Where a graph's numbers become codes: the places, their names, and the modules put there."""
 
+import operator
 from dataclasses import dataclass
 
 from torch import fx
 
 from qhelpers.ptq.functions import unused_name
-from qhelpers.ptq.rules import CLIPS, PICKS, is_one_of, rule_of
+from qhelpers.ptq.rules import CLIPS, is_one_of, rule_of
 
 CASTS = ("float", "to")  # what they take may be no floats
 
@@ -36,12 +37,13 @@ class Plan:
         self.graph, self.kinds, self.shapes = graph, kinds, set()
         self.shapes.update(n for n in graph.graph.nodes if self.returns_no_numbers(n))
         nodes = [node for node in graph.graph.nodes if node not in self.shapes]
-        rules = {node: rule_of(graph, node) for node in nodes}
+        rules = {node: self.rule(node) for node in nodes}
         weighted = [node.target for node in nodes if rules[node] in ("layer", "weights")]
         self.layers = list(dict.fromkeys(weighted))
         self.kept_in_float = [
             node for node in nodes if rules[node] is None and node.op.startswith("call")
-        ]
+            and not isinstance(node.target, type)  # which only puts values together
+        ]  # fmt: skip
         made_by, quantized = {}, set()  # which node made the numbers that a fused one returns
         for node in nodes:
             if rules[node] in ("layer", "new", "join") and node not in made_by:
@@ -62,6 +64,13 @@ class Plan:
             taken in self.shapes for taken in node.all_input_nodes
         )
 
+    def rule(self, node):
+        """Return a node's rule: None, too, if codes can't hold its numbers or it changes state."""
+        rule = rule_of(self.graph, node)
+        numbers = {self.kinds.get(each.name) for each in (node, *node.all_input_nodes)}
+        floats = "only floats" in numbers or "state" in node.meta
+        return None if rule in ("new", "join") and floats else rule
+
     def taken(self, node):
         """Return the nodes whose numbers an operation takes as codes."""
         found = node.all_input_nodes
@@ -73,11 +82,19 @@ class Plan:
         """Return the node that made these numbers, before others moved them."""
         while rule_of(self.graph, node) == "move" and node.target not in CASTS:
             before = node.all_input_nodes[0]
-            alone = node.target in PICKS and rule_of(self.graph, before) in (None, "shape")
+            alone = node.target is operator.getitem and self.returns_several(before)
             if before in self.shapes or alone:  # one of several values: they have no place
                 break
             node = before
         return node
+
+    def returns_several(self, node):
+        """Whether a node returns several values, made by an operation that computes in floats."""
+        if self.kinds.get(node.name, "several") != "several":
+            return False
+        while node.target is operator.getitem:
+            node = node.all_input_nodes[0]
+        return rule_of(self.graph, node) in (None, "shape")
 
     def fused_with(self, node):
         """Return a node and the ReLU and the like that are fused with it, in order."""

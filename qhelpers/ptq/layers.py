@@ -89,6 +89,8 @@ class QuantizedLayer(nn.Module):
                 f"{name} is a {type(layer).__name__}; 'output-mse' and bias_correction need Linear "
                 "or a convolution: give it other options in per_layer"
             )
+        if not layer.weight.isfinite().all():
+            raise ValueError(f"{name} has a weight that holds nan or inf")
         self.exact = by_output(layer, layer.weight.detach())
         self.trains = layer.weight.requires_grad
         self.shape = self.exact.shape
@@ -226,7 +228,10 @@ class QuantizedActivation(nn.Module):
         if not x.numel():  # an empty batch
             return x
         if self.observing:
-            self.observer(x)
+            try:
+                self.observer(x)
+            except ValueError as error:
+                raise ValueError(f"{self.name} activation: {error}") from None
         if not self.active:
             return x
         scale, zero_point = self.scale, self.zero_point

@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from qhelpers.ptq.batch_norm import fold_batch_norms
-from qhelpers.ptq.calibration import calibrate, in_order, read
+from qhelpers.ptq.calibration import calibrate, check_constants, in_order, read
 from qhelpers.ptq.functions import make_layers
 from qhelpers.ptq.graph import Plan, insert
 from qhelpers.ptq.hooks import lost_hooks
+from qhelpers.ptq.in_place import follow_changes
+from qhelpers.ptq.kinds import kinds_of
 from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.options import Choices, plain
+from qhelpers.ptq.refused import check_model
 from qhelpers.ptq.rules import described, named
-from qhelpers.ptq.trace import follow_training, kinds_of, plain_copy, traced
+from qhelpers.ptq.trace import copied, follow_training, plain_copy, traced
 
 CONSTANTS = (bool, int, float, str, type(None))  # arguments that a traced model can't vary
 
@@ -75,6 +78,7 @@ def quantize_model(
         "bias_correction": bias_correction,
         "reduce_range": reduce_range,
     }
+    check_model(model)
     with torch.inference_mode(False):
         batches, first = read(model, calibration_batches)
         quantized = unfrozen(model, options, per_layer, first, leaf_modules)
@@ -133,8 +137,11 @@ class TracedModel(nn.Module):
         """A function with the model's own signature, in which torch.export finds the arguments."""
 
         def forward(*args, **kwargs):
-            floats = next(self.graph.parameters(), torch.empty(0, dtype=torch.float32))
-            return self.graph(*in_order(self.signature.bind(*args, **kwargs), floats.dtype))
+            floats = (p for p in self.graph.parameters() if p.is_floating_point())
+            floats = next(floats, torch.empty(0, dtype=torch.float32))
+            arguments = self.signature.bind(*args, **kwargs)
+            check_constants(arguments, self.recipe)
+            return self.graph(*in_order(arguments, floats.dtype))
 
         forward.__signature__ = self.signature
         return forward
@@ -171,7 +178,10 @@ def load_quantized(model, path, leaf_modules=()):
         are not used.
     leaf_modules: as for `quantize_model`.
     """
+    check_model(model)
     state = torch.load(path, weights_only=True)
+    if "_extra_state" not in state:
+        raise ValueError(f"{path} holds no state_dict of a QuantizedModel")
     recipe = state["_extra_state"]
     quantized = quantized_model(model, recipe, leaf_modules=leaf_modules)
     for module in quantized.graph.modules():
@@ -192,18 +202,17 @@ def quantized_model(model, recipe, first=None, leaf_modules=(), training=False):
     if options["activation_strategy"] == "cross-entropy":
         raise ValueError("activation_strategy is 'cross-entropy', which is for logits: give it in "
                          "per_layer, to the layer that returns them")  # fmt: skip
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise ValueError(f"model has {name} on {tensor.device}; move it to the CPU first")
-    copied = plain_copy(model)
+    plain_model = plain_copy(model)
     tracing = leaf_modules, recipe["given"], recipe["constants"]
-    graph = traced(copied, *tracing)
+    in_training = traced(copied(plain_model).train(), *tracing) if training else None
+    graph = traced(plain_model, *tracing)
     if training:
-        follow_training(graph, traced(copied.train(), *tracing))
+        follow_training(graph, in_training)
         graph.eval()
     make_layers(graph)
     if "kinds" not in recipe:
         recipe = recipe | {"kinds": {} if first is None else kinds_of(graph, in_order(first))}
+    follow_changes(graph, recipe["kinds"])
     fold_batch_norms(graph, recipe["kinds"])
     plan = Plan(graph, recipe["kinds"])
     insert(graph, plan, Choices(plan, options, recipe["per_layer"]))

@@ -19,6 +19,16 @@ def plain(options):
     return options.item() if isinstance(options, np.generic) else options
 
 
+def check_per_layer(per_layer, allowed):
+    """Raise TypeError unless per_layer is a dict of dicts, ValueError for options not allowed."""
+    if not isinstance(per_layer, dict) or not all(isinstance(o, dict) for o in per_layer.values()):
+        raise TypeError(f"per_layer is {per_layer!r}; it must be a dict of options for each name")
+    for name, changed in per_layer.items():
+        for option in set(changed) - set(allowed):
+            raise ValueError(f"per_layer has the option {option!r} for {name!r}; it may have "
+                             f"{allowed}")  # fmt: skip
+
+
 class Choices:
     """The checked options of each layer and place: those for all, overridden by its own."""
 
@@ -28,11 +38,10 @@ class Choices:
             raise ValueError("model has no Linear or Conv2d layer, or another with weights, that "
                              "could be quantized")  # fmt: skip
         names = list(dict.fromkeys([place.name for place in plan.places] + plan.layers))
-        for name, changed in per_layer.items():
+        check_per_layer(per_layer, [*options])
+        for name in per_layer:
             if name not in names:
                 raise ValueError(f"per_layer names {name!r}; the layers are {names}")
-            for option in set(changed) - set(options):
-                raise ValueError(f"per_layer has the option {option!r}; it may have {[*options]}")
 
     def of(self, *names):
         chosen = self.options

@@ -49,7 +49,7 @@ RESHAPES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnsh
             "flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose",
             "movedim", "flip", "roll", "narrow", "repeat", "repeat_interleave", "expand",
             "expand_as", "contiguous", "clone", "detach", "t", "view_as", "unflatten", "swapaxes",
-            "float", "to")  # fmt: skip
+            "float", "to", "cpu", "type", "type_as", "requires_grad_")  # fmt: skip
 
 TABLE = {
     "layer": LAYERS,

@@ -1,15 +1,29 @@
-"""From a model to its torch.fx graph, and what each of the graph's nodes returns."""
+"""From a model to its torch.fx graph."""
 
 import copy
 import inspect
+import operator
 import traceback
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+
+def copied(model):
+    """Return a deep copy of a model, also where it holds tensors that were computed."""
+    computed = [
+        tensor
+        for module in model.modules()
+        for tensor in (*vars(module).values(), *module._buffers.values())
+        if isinstance(tensor, torch.Tensor) and not tensor.is_leaf
+    ]  # which deepcopy refuses to copy
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def plain_copy(model):
@@ -18,15 +32,10 @@ def plain_copy(model):
     Pruning, weight_norm, spectral_norm and parametrizations are applied once and removed: they
     would make the weights anew at each call.
     """
-    computed = [
-        tensor
-        for module in model.modules()
-        for tensor in vars(module).values()
-        if isinstance(tensor, torch.Tensor) and not tensor.is_leaf
-    ]  # which deepcopy refuses to copy
-    memo = {id(tensor): tensor.detach().clone() for tensor in computed}
-    model = copy.deepcopy(model, memo).eval().float()
+    model = copied(model).eval().float()
     for module in model.modules():
+        module._state_dict_hooks.clear()  # they rename weights that are plain from here on
+        module._load_state_dict_pre_hooks.clear()
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
@@ -42,13 +51,46 @@ def plain_copy(model):
     return model
 
 
+class Proxy(fx.Proxy):
+    """torch.fx takes `x += y` for `x = x + y`; this one notes that the old x changes, too."""
+
+
+def in_place(operation):
+    """Return the method of Proxy for an operation of Python's module operator, such as iadd."""
+
+    def changed(self, other):
+        result = getattr(operator, operation.removeprefix("i"))(self, other)
+        result.node.meta["in place"] = getattr(operator, operation)
+        return result
+
+    return changed
+
+
+for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(Proxy, f"__{name}__", in_place(name))
+
+
 class Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer is part of the graph
+
     def __init__(self, leaf_modules=()):
         super().__init__()
         self.leaf_modules = tuple(leaf_modules)
 
     def is_leaf_module(self, module, name):
         return isinstance(module, self.leaf_modules) or super().is_leaf_module(module, name)
+
+    def proxy(self, node):
+        return Proxy(node, self)
+
+    def create_arg(self, value):
+        return super().create_arg(value.item() if isinstance(value, np.generic) else value)
+
+    def to_bool(self, proxy):
+        """Take what is asserted as true; other conditions can't be traced."""
+        if own_frames(traceback.extract_stack())[-1].line.startswith("assert"):
+            return True
+        return super().to_bool(proxy)
 
 
 def traced(model, leaf_modules=(), given=None, constants=None):
@@ -67,6 +109,7 @@ def traced(model, leaf_modules=(), given=None, constants=None):
         if parameter.default is not parameter.empty and given is not None and name not in given
     } | (constants or {})
     tracer = Tracer(leaf_modules)
+    before = numbers_of(model)
     try:
         graph = tracer.trace(model, defaults or None)
     except Exception as error:  # whatever the model's own code raises when it is traced
@@ -75,20 +118,65 @@ def traced(model, leaf_modules=(), given=None, constants=None):
             "may be wrapped with torch.fx.wrap; a module's class may be given in leaf_modules, "
             "and computes in floats"
         ) from error
+    if numbers_of(model) != before:
+        names = ", ".join(sorted({name for name, _ in numbers_of(model) ^ before}))
+        warnings.warn(f"model changes {names} when it is called; the quantized one keeps what is "
+                      "computed with them as it is now", stacklevel=5)  # fmt: skip
+    drop_unnamed(graph, type(model).__name__)
+    in_float32(graph)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
-def place_of(error):
-    """Return the last line of the user's own code before an error, as text."""
+def numbers_of(model):
+    """Return the numbers and flags that a model's parts have as attributes, by name."""
+    return {
+        (f"{name}.{key}" if name else key, value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and key != "training"
+    }
+
+
+def drop_unnamed(graph, name):
+    """Take *args and **kwargs out of a graph; ValueError if it computes with them."""
+    for node in graph.find_nodes(op="placeholder"):
+        if node.target.startswith("*"):
+            if node.users:
+                raise ValueError(f"{name}.forward computes with {node.target}, which torch.fx "
+                                 "can't tell apart: give each argument a name")  # fmt: skip
+            graph.erase_node(node)
+
+
+def in_float32(graph):
+    """Let casts to other floats cast to float32, in which the weights are."""
+
+    def as_float32(value):
+        wide = isinstance(value, torch.dtype) and value.is_floating_point
+        return torch.float32 if wide else value
+
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, as_float32)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, as_float32)
+        if node.op == "call_method" and node.target in ("half", "bfloat16", "double"):
+            node.target = "float"
+
+
+def own_frames(frames):
+    """Return those of a traceback's frames that are the user's own code."""
     torchs = Path(torch.__file__).parent
     ours = Path(__file__).parent
-    frames = [
+    return [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in frames
         if not Path(frame.filename).is_relative_to(torchs)
         and not Path(frame.filename).is_relative_to(ours)
         and not frame.filename.startswith("<")
     ]
+
+
+def place_of(error):
+    """Return the last line of the user's own code before an error, as text."""
+    frames = own_frames(traceback.extract_tb(error.__traceback__))
     if not frames:
         return ""
     return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})"
@@ -128,37 +216,3 @@ def follow_training(graph, in_training):
         node.kwargs = {
             name: asked(value, other.kwargs[name]) for name, value in node.kwargs.items()
         }
-
-
-class Kinds(fx.Interpreter):
-    """Runs a graph, and notes what each node returns, in `found`."""
-
-    def __init__(self, graph):
-        super().__init__(graph)
-        self.found = {}
-
-    def run_node(self, node):
-        value = super().run_node(node)
-        self.found[node.name] = kind_of(value)
-        return value
-
-
-def kinds_of(graph, arguments):
-    """Return what each node of a graph returns for these arguments, by its name.
-
-    The number of axes for a float tensor; "several" for several values with one among them;
-    "no floats" for all else, such as masks and sizes.
-    """
-    kinds = Kinds(graph)
-    with torch.no_grad():
-        kinds.run(*arguments)
-    return kinds.found
-
-
-def kind_of(value):
-    if isinstance(value, torch.Tensor):
-        return value.ndim if value.is_floating_point() else "no floats"
-    values = value.values() if isinstance(value, dict) else value
-    if isinstance(values, (tuple, list)) and any(kind_of(v) != "no floats" for v in values):
-        return "several"
-    return "no floats"

@@ -79,8 +79,8 @@ class FakeQuantize(nn.Module):
                 self.register_buffer(name, end if seen else torch.full_like(self.scale, math.nan))
 
     def forward(self, x):
-        if not x.numel():  # an empty batch
-            return x
+        if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel()):
+            return x  # a mask, indices, or an empty batch
         if self.observing and self.training:
             if not self.low.isnan().any():
                 self.observer.low, self.observer.high = self.low.float(), self.high.float()
@@ -91,7 +91,8 @@ class FakeQuantize(nn.Module):
             return x
         scale = self.step(x)
         if scale.isnan().any():
-            raise RuntimeError("FakeQuantize has seen no data; call it in training mode first")
+            raise RuntimeError("FakeQuantize has seen no data; call it in training mode first (or "
+                               "training diverged)")  # fmt: skip
         return fake_quantize(x, scale, self.zero_point, self.quant_min, self.quant_max)
 
     def step(self, x):
@@ -122,5 +123,5 @@ class LearnedStepSize(FakeQuantize):
 
     def step(self, x):
         scale = self.log_scale.exp()
-        slow = scale / math.sqrt(x[0].numel() * self.quant_max)
+        slow = scale / math.sqrt(math.prod(x.shape[1:]) * self.quant_max)
         return scale.detach() + (slow - slow.detach())  # scale, with the gradient of slow

@@ -20,6 +20,9 @@ from qhelpers.ptq.layers import (
     by_output,
 )
 from qhelpers.ptq.model import QuantizedModel, TracedModel, unfrozen
+from qhelpers.ptq.options import check_per_layer
+from qhelpers.ptq.refused import check_model
+from qhelpers.ptq.trace import copied
 from qhelpers.qat.fake_quant import FakeQuantize, LearnedStepSize
 
 METHODS = ("ste", "frozen", "lsq")
@@ -56,10 +59,7 @@ def prepare_qat(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {METHODS}")
-    for name, changed in (per_layer or {}).items():
-        for option in set(changed) - set(PER_LAYER):
-            raise ValueError(f"per_layer has the option {option!r} for {name!r}; it may have "
-                             f"{PER_LAYER}")  # fmt: skip
+    check_per_layer(per_layer or {}, PER_LAYER)
     strategy = "min-max" if method == "ste" else "mse"
     options = {
         "weight_bits": weight_bits,
@@ -70,6 +70,7 @@ def prepare_qat(
         "bias_correction": False,
         "reduce_range": False,
     }
+    check_model(model)
     with torch.inference_mode(False):
         batches, first = read(model, calibration_batches)
         model = unfrozen(model, options, per_layer, first, leaf_modules, training=True)
@@ -93,6 +94,10 @@ def trained_weights(graph):
                 weight = as_layer_takes_it(module.layer, module.exact)
                 made[key] = nn.Parameter(weight.clone(), requires_grad=module.trains)
             weights[name] = made[key]
+    for name, parameter in list(graph.named_parameters(recurse=False)):  # read beside the layer
+        key = parameter.data_ptr(), parameter.shape
+        if key in made:
+            setattr(graph, name, made[key])
     return weights
 
 
@@ -191,7 +196,11 @@ class QATModel(TracedModel):
 
     def convert(self):
         """Return the QuantizedModel with these weights and scales; this model stays as it is."""
+<<<<<<< HEAD
         graph = copy.deepcopy(self.graph).eval()
+=======
+        graph = copied(self.graph).eval()
+>>>>>>> 40d9295 (Own models: what changes in place, weights read beside their layer, masks and complex numbers are computed as the model does)
         for name, module in list(graph.named_modules()):
             if isinstance(module, TrainedLayer):
                 graph.set_submodule(name, module.convert())

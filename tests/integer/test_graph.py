@@ -256,7 +256,7 @@ def test_networks_compute_what_the_quantized_model_computes(network):
     def note(module, inputs, output):
         places[module.name] = output.detach().numpy()
 
-    for name, module in quantized.network.named_modules():
+    for name, module in quantized.graph.named_modules():
         if name.startswith("quantize_"):
             module.register_forward_hook(note)
     theirs = quantized(images).detach().numpy()
