@@ -257,7 +257,7 @@ def test_bad_options_are_named(small, options, message):
     "batches, error, message",
     [
         ([], ValueError, "calibration_batches is empty; it must hold at least one"),
-        ([BATCH, BATCH * np.nan], ValueError, "batch holds nan; all its values must be"),
+        ([BATCH, BATCH * np.nan], ValueError, "input activation: batch holds nan; all"),
         ([BATCH.numpy()], TypeError, "calibration_batches holds ndarray; it must hold tensor"),
     ],
 )
