@@ -122,6 +122,24 @@ def test_a_batch_norm_that_takes_what_others_take_too_is_not_folded():
     assert torch.allclose(quantized(BATCH), model(BATCH), atol=0.01)
 
 
+def test_a_batch_norm_that_follows_no_layer_takes_and_returns_codes():
+    """As in DenseNet, with the ReLU behind it. One that a layer should have taken in does not."""
+    torch.manual_seed(0)
+    norm, layer = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(norm, nn.ReLU(), layer, nn.Flatten()).eval()
+    images = torch.randn(8, 3, 5, 5)
+    quantized = quantize_model(model, [images])
+    assert list(parts(quantized, QuantizedActivation)) == [
+        "quantize_input", "quantize_0", "quantize_2",
+    ]  # fmt: skip
+    assert quantized.kept_in_float == []
+    assert quantized.graph.get_submodule("quantize_0").zero_point == 0
+    assert torch.allclose(quantized(images), model(images), atol=0.05)
+    twice = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm, layer).eval()
+    with pytest.warns(UserWarning, match="not quantized and compute in floats: 1, 1$"):
+        quantize_model(twice, [images])
+
+
 def test_a_layer_may_be_called_twice():
     torch.manual_seed(0)
     model = Twice().eval()

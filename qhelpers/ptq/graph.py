@@ -46,7 +46,7 @@ class Plan:
         ]  # fmt: skip
         made_by, quantized = {}, set()  # which node made the numbers that a fused one returns
         for node in nodes:
-            if rules[node] in ("layer", "new", "join") and node not in made_by:
+            if rules[node] in ("layer", "new", "norm", "join") and node not in made_by:
                 made_by |= dict.fromkeys(self.fused_with(node), node)
                 quantized |= {node} | {self.source(taken) for taken in self.taken(node)}
         quantized = {made_by.get(node, node) for node in quantized}
@@ -99,7 +99,8 @@ class Plan:
     def fused_with(self, node):
         """Return a node and the ReLU and the like that are fused with it, in order."""
         chain = [node]
-        while rule_of(self.graph, node) in ("layer", "join") and len(chain[-1].users) == 1:
+        fuses = rule_of(self.graph, node) in ("layer", "norm", "join")
+        while fuses and len(chain[-1].users) == 1:
             user = next(iter(chain[-1].users))
             if not is_one_of(self.graph, user, CLIPS):
                 break

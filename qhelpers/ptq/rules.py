@@ -3,6 +3,7 @@
 layer    its weights become codes, and so does what it takes and what it returns
 weights  only its weights become codes
 new      it computes new numbers from one tensor; what it takes and what it returns become codes
+norm     the same, and a ReLU after it is fused with it; it stays in floats right behind a layer
 join     the same, from several tensors, each with a scale of its own
 move     it moves or chooses numbers, so codes stay codes
 shape    it returns no numbers of the network, but shapes and the like
@@ -38,6 +39,8 @@ ACTIVATIONS = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU
                torch.clamp, "clamp")  # fmt: skip
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
          functional.layer_norm, functional.group_norm, functional.instance_norm)  # fmt: skip
+# Those behind a layer are folded into it; that of one axis computes in floats elsewhere.
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, functional.dropout,
             functional.dropout1d, functional.dropout2d, functional.dropout3d)  # fmt: skip
 PICKS = (operator.getitem, torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
@@ -55,6 +58,7 @@ TABLE = {
     "layer": LAYERS,
     "weights": (nn.Embedding, nn.EmbeddingBag),
     "new": (*AVERAGES, *ACTIVATIONS, *NORMS),
+    "norm": BATCH_NORMS,
     "join": (
         operator.add,
         operator.iadd,
@@ -92,7 +96,9 @@ def is_one_of(graph, node, kinds):
 def rule_of(graph, node):
     """Return the rule for a node's operation, or None: it computes in floats."""
     if node.op == "call_module":
-        return RULES.get(type(module_of(graph, node)))
+        rule = RULES.get(type(module_of(graph, node)))
+        unfolded = rule == "norm" and is_one_of(graph, node.all_input_nodes[0], LAYERS)
+        return None if unfolded else rule
     if node.op in ("call_function", "call_method"):
         return RULES.get(node.target)
     return None
