@@ -147,7 +147,7 @@ class QuantizedLayer(nn.Module):
         super()._load_from_state_dict(*arguments)
         self.set_weight()
 
-    def forward(self, input):  # torch's name, which may be given
+    def forward(self, input, *args, **kwargs):  # torch's name; EmbeddingBag takes more
         if self.observing:
             self.passes[-1].update(input)
         if torch.compiler.is_exporting():
@@ -155,7 +155,7 @@ class QuantizedLayer(nn.Module):
             weight = as_layer_takes_it(self.layer, weight)
             return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
         weight = self.layer.weight
-        result = self.layer(input)
+        result = self.layer(input, *args, **kwargs)
         if self.layer.weight is not weight:
             raise RuntimeError(f"a hook of {self.layer} sets its weight anew; remove it first")
         return result

@@ -131,12 +131,12 @@ class TrainedLayer(nn.Module):
         weight = by_output(self.layer, self.layer.weight)
         return weight.reshape(math.prod(self.scale_shape), -1)
 
-    def forward(self, input):  # torch's name, which may be given
+    def forward(self, input, *args, **kwargs):  # torch's name; EmbeddingBag takes more
         weight = self.fake(self.rows()).reshape(self.shape)
         weight = as_layer_takes_it(self.layer, weight)
         if type(self.layer) is nn.Linear and not has_hooks(self.layer):  # faster
             return functional.linear(input, weight, self.layer.bias)
-        return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
+        return torch.func.functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
 
     @torch.no_grad()
     def convert(self):
