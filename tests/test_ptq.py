@@ -140,6 +140,28 @@ def test_a_batch_norm_that_follows_no_layer_takes_and_returns_codes():
         quantize_model(twice, [images])
 
 
+class Split(nn.Module):
+    """Two layers whose results are put together; what the first takes goes past it, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 4), nn.Linear(6, 3), nn.Linear(13, 3)
+
+    def forward(self, x):
+        return self.last(torch.cat([torch.relu(self.first(x)), self.second(x), x], 1))
+
+
+def test_what_is_put_together_is_rounded_once():
+    torch.manual_seed(0)
+    model = Split().eval()
+    quantized = quantize_model(model, [BATCH])
+    places = parts(quantized, QuantizedActivation)
+    assert list(places) == ["quantize_input", "quantize_cat", "quantize_last"]
+    assert torch.allclose(quantized(BATCH), model(BATCH), atol=0.05)
+    with pytest.raises(ValueError, match="'activation_bits' for 'first', where it changes nothing"):
+        quantize_model(model, [BATCH], per_layer={"first": {"activation_bits": 4}})
+
+
 def test_a_layer_may_be_called_twice():
     torch.manual_seed(0)
     model = Twice().eval()
@@ -264,6 +286,10 @@ def test_training_mode_is_warned_of(small):
         ({"granularity": 9}, "granularity is 9; it must be an integer from"),
         ({"per_layer": {"9": {}}}, "per_layer names '9'; the layers are"),
         ({"per_layer": {"0": {"bits": 4}}}, "per_layer has the option 'bits'"),
+        (
+            {"per_layer": {"input": {"bias_correction": True}}},
+            "per_layer has the option 'bias_correction' for 'input', where it changes nothing",
+        ),
     ],
 )
 def test_bad_options_are_named(small, options, message):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qhelpers.ptq.functions import unused_name
-from qhelpers.ptq.rules import CLIPS, is_one_of, rule_of
+from qhelpers.ptq.rules import CLIPS, COMPUTING, is_one_of, rule_of
 
 CASTS = ("float", "to")  # what they take may be no floats
 
@@ -46,10 +46,11 @@ class Plan:
         ]  # fmt: skip
         made_by, quantized = {}, set()  # which node made the numbers that a fused one returns
         for node in nodes:
-            if rules[node] in ("layer", "new", "norm", "join") and node not in made_by:
+            if rules[node] in COMPUTING and node not in made_by:
                 made_by |= dict.fromkeys(self.fused_with(node), node)
                 quantized |= {node} | {self.source(taken) for taken in self.taken(node)}
         quantized = {made_by.get(node, node) for node in quantized}
+        quantized -= {node for node in quantized if self.shares(self.fused_with(node)[-1])}
         self.places = self.named([node for node in nodes if node in quantized])
 
     def returns_no_numbers(self, node):
@@ -69,12 +70,24 @@ class Plan:
         rule = rule_of(self.graph, node)
         numbers = {self.kinds.get(each.name) for each in (node, *node.all_input_nodes)}
         floats = "only floats" in numbers or "state" in node.meta
-        return None if rule in ("new", "join") and floats else rule
+        return None if rule in ("new", "join", "share") and floats else rule
+
+    def shares(self, node):
+        """Whether a node's numbers only go into one torch.cat or the like, and share its scale."""
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            rule = None if node in self.shapes else rule_of(self.graph, node)
+            if rule != "move":
+                return rule == "share"
+        return False
 
     def taken(self, node):
         """Return the nodes whose numbers an operation takes as codes."""
         found = node.all_input_nodes
-        if rule_of(self.graph, node) != "join":
+        rule = rule_of(self.graph, node)
+        if rule == "share":
+            return []
+        if rule != "join":
             found = [node.args[0] if node.args else node.kwargs["input"]]
         return [taken for taken in found if isinstance(taken, fx.Node) and taken not in self.shapes]
 
@@ -99,7 +112,7 @@ class Plan:
     def fused_with(self, node):
         """Return a node and the ReLU and the like that are fused with it, in order."""
         chain = [node]
-        fuses = rule_of(self.graph, node) in ("layer", "norm", "join")
+        fuses = rule_of(self.graph, node) in ("layer", "norm", "join", "share")
         while fuses and len(chain[-1].users) == 1:
             user = next(iter(chain[-1].users))
             if not is_one_of(self.graph, user, CLIPS):

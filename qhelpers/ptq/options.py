@@ -11,6 +11,8 @@ from qhelpers.ptq.layers import (
     QuantizedLayer,
 )
 
+OF_ACTIVATIONS = ("activation_bits", "activation_strategy", "reduce_range")  # others: of weights
+
 
 def plain(options):
     """Return a copy of a dict of options, without NumPy's types, which can't be saved safely."""
@@ -37,11 +39,17 @@ class Choices:
         if not plan.layers:
             raise ValueError("model has no Linear or Conv2d layer, or another with weights, that "
                              "could be quantized")  # fmt: skip
-        names = list(dict.fromkeys([place.name for place in plan.places] + plan.layers))
+        places = [name for place in plan.places for name in (place.name, place.owner)]
+        names = list(dict.fromkeys(places + plan.layers))
         check_per_layer(per_layer, [*options])
-        for name in per_layer:
+        for name, changed in per_layer.items():
             if name not in names:
                 raise ValueError(f"per_layer names {name!r}; the layers are {names}")
+            for option in changed:
+                where = places if option in OF_ACTIVATIONS else plan.layers
+                if name not in where:
+                    raise ValueError(f"per_layer has the option {option!r} for {name!r}, where it "
+                                     f"changes nothing; it may be for {where}")  # fmt: skip
 
     def of(self, *names):
         chosen = self.options

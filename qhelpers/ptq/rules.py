@@ -5,6 +5,7 @@ weights  only its weights become codes
 new      it computes new numbers from one tensor; what it takes and what it returns become codes
 norm     the same, and a ReLU after it is fused with it; it stays in floats right behind a layer
 join     the same, from several tensors, each with a scale of its own
+share    it puts tensors together; those that go nowhere else share the scale of what it returns
 move     it moves or chooses numbers, so codes stay codes
 shape    it returns no numbers of the network, but shapes and the like
 
@@ -68,17 +69,17 @@ TABLE = {
         torch.mul,
         torch.matmul,
         operator.matmul,
-        torch.cat,
-        torch.stack,
         "add",
         "add_",
         "mul",
         "mul_",
         "matmul",
     ),  # fmt: skip
+    "share": (torch.cat, torch.stack),
     "move": (*RELUS, *MAX_POOLS, *DROPOUTS, *PICKS, *RESHAPES),
     "shape": ("size", "dim", "numel", getattr, len),
 }
+COMPUTING = ("layer", "new", "norm", "join", "share")  # what they return becomes codes
 RULES = {operation: rule for rule, operations in TABLE.items() for operation in operations}
 
 
