@@ -10,6 +10,7 @@ from qhelpers.ptq.layers import (
     QuantizedActivation,
     QuantizedLayer,
 )
+from qhelpers.ptq.rules import named
 
 OF_ACTIVATIONS = ("activation_bits", "activation_strategy", "reduce_range")  # others: of weights
 
@@ -37,8 +38,11 @@ class Choices:
     def __init__(self, plan, options, per_layer):
         self.options, self.per_layer = options, per_layer
         if not plan.layers:
-            raise ValueError("model has no Linear or Conv2d layer, or another with weights, that "
-                             "could be quantized")  # fmt: skip
+            floats = ", ".join(named(node) for node in plan.kept_in_float)
+            raise ValueError(
+                "model has no Linear or Conv2d layer, or another with weights, that "
+                "could be quantized" + (f"; these compute in floats: {floats}" if floats else "")
+            )
         places = [name for place in plan.places for name in (place.name, place.owner)]
         names = list(dict.fromkeys(places + plan.layers))
         check_per_layer(per_layer, [*options])
