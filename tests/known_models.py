@@ -4,11 +4,13 @@ torchvision's, whose BatchNorms have seen images."""
 import inspect
 import itertools
 
+import hypothesis
 import torch
 import torchvision
 from torch import nn
 from torch.testing._internal import common_quantization as torchs
 
+hypothesis.settings.load_profile("same")  # tests.conftest's; torch's import has loaded another
 TWO = (False, True)
 # What a class is made with, where it needs something or has several forms.
 FORMS = {

@@ -1,5 +1,6 @@
 """qhelpers.ptq and qhelpers.qat on models that nobody here wrote, beside torch.ao's FX mode."""
 
+import hypothesis
 import pytest
 import torch
 
@@ -87,3 +88,7 @@ def test_what_is_refused_is_told_why(name):
     with pytest.raises((RuntimeError, ValueError), match=REFUSED[name]) as caught:
         quantize_model(model, [inputs])
     print(f"{name}: {caught.value}")
+
+
+def test_importing_them_leaves_other_tests_their_settings():
+    assert hypothesis.settings.default == hypothesis.settings.get_profile("same")
