@@ -133,7 +133,7 @@ def test_a_batch_norm_that_follows_no_layer_takes_and_returns_codes():
         "quantize_input", "quantize_0", "quantize_2",
     ]  # fmt: skip
     assert quantized.kept_in_float == []
-    assert quantized.network.get_submodule("quantize_0").zero_point == 0
+    assert quantized.graph.get_submodule("quantize_0").zero_point == 0
     assert torch.allclose(quantized(images), model(images), atol=0.05)
     twice = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm, layer).eval()
     with pytest.warns(UserWarning, match="not quantized and compute in floats: 1, 1$"):

@@ -196,11 +196,7 @@ class QATModel(TracedModel):
 
     def convert(self):
         """Return the QuantizedModel with these weights and scales; this model stays as it is."""
-<<<<<<< HEAD
-        graph = copy.deepcopy(self.graph).eval()
-=======
         graph = copied(self.graph).eval()
->>>>>>> 40d9295 (Own models: what changes in place, weights read beside their layer, masks and complex numbers are computed as the model does)
         for name, module in list(graph.named_modules()):
             if isinstance(module, TrainedLayer):
                 graph.set_submodule(name, module.convert())
