@@ -13,10 +13,10 @@ from qhelpers.ptq.graph import Plan, insert
 from qhelpers.ptq.hooks import lost_hooks
 from qhelpers.ptq.in_place import follow_changes
 from qhelpers.ptq.kinds import kinds_of
-from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.options import Choices, plain
 from qhelpers.ptq.refused import check_model
 from qhelpers.ptq.rules import described, named
+from qhelpers.ptq.summary import summary
 from qhelpers.ptq.trace import copied, follow_training, plain_copy, traced
 
 CONSTANTS = (bool, int, float, str, type(None))  # arguments that a traced model can't vary
@@ -156,6 +156,10 @@ class QuantizedModel(TracedModel):
     of more than 8 bits and for dynamic ranges. (A code of fewer bits takes a byte there.)
     """
 
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.eval()
+
     def extra_repr(self):
         return summary(self)
 
@@ -220,32 +224,3 @@ def quantized_model(model, recipe, first=None, leaf_modules=(), training=False):
     graph.recompile()
     kept_in_float = [named(node) for node in plan.kept_in_float]
     return QuantizedModel(graph, kept_in_float, inspect.signature(model.forward), recipe)
-
-
-def summary(quantized):
-    """Return a table of the layers and activations: bits, scale, zero point, range.
-
-    The ends of a range are what the first and the last code stand for. Of weights with several
-    scales it is the widest.
-    """
-    lines = [f"{'':<24}{'bits':>5}{'scale':>22}{'zero point':>12}  range"]
-    for name, module in quantized.graph.named_modules():
-        if isinstance(module, QuantizedLayer):
-            low, high = module.scale.min().item(), module.scale.max().item()
-            scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-            half = 2 ** (module.bits - 1)
-            ends = f"{-half * high:.4g} to {(half - 1) * high:.4g}"
-            sharing = f"{module.granularity}{', the widest' if module.scale.numel() > 1 else ''}"
-            row = f"{module.bits:>5}{scale:>22}{0:>12}  {ends}  {sharing}"
-            lines.append(f"{name + ' weight':<24}{row}")
-        elif isinstance(module, QuantizedActivation):
-            label, bits = module.name + " activation", module.top.bit_length()
-            if module.dynamic:
-                lines.append(f"{label:<24}{bits:>5}{'dynamic':>22}")
-                continue
-            scale, zero = module.scale.item(), module.zero_point.item()
-            ends = f"{-zero * scale:.4g} to {(module.top - zero) * scale:.4g}"
-            lines.append(f"{label:<24}{bits:>5}{scale:>22.4g}{zero:>12}  {ends}")
-    if quantized.kept_in_float:
-        lines.append("in floats: " + ", ".join(quantized.kept_in_float))
-    return "\n".join(lines)
