@@ -12,6 +12,7 @@ from tests.models import ConvNet
 
 # The files that take longest, in order: they start first, so that no worker waits for the other.
 LONG = (
+    "test_known_models.py",  # with the slow tests
     "06_deployment.ipynb",
     "02_range_strategies.ipynb",
     "03_post_training_quantization.ipynb",
