@@ -151,9 +151,8 @@ class QuantizedModel(TracedModel):
     """A model that computes with quantized weights and activations, in floats.
 
     `str` of it is a table of its layers. Save `state_dict()`; to load it, see `load_quantized`.
-    `torch.export.export` makes a program of it that has quantize and dequantize nodes, and
-    `torch.onnx.export` a file that has QuantizeLinear and DequantizeLinear; ValueError for codes
-    of more than 8 bits and for dynamic ranges. (A code of fewer bits takes a byte there.)
+    `torch.export.export` of it has quantize and dequantize nodes, so `torch.onnx.export` writes
+    QuantizeLinear and DequantizeLinear; ValueError for over 8 bits and for dynamic ranges.
     """
 
     def __init__(self, *parts):
