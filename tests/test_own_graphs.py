@@ -170,8 +170,7 @@ GRAPHS = {
             places=torch.randn(20, 12)), SEQUENCES),
     "hidden state": (net(hidden_state, lstm=nn.LSTM(12, 16, batch_first=True)), SEQUENCES),
     "casts": (net(in_double).double(), X.double()),
-    "a NumPy scalar": (
-        net(lambda s, x: s.second(torch.relu(s.first(x) * s.k)), k=np.float32(2.5)), X),
+    "NumPy": (net(lambda s, x: s.second(torch.relu(s.first(x) * s.k)), k=np.float32(2)), X),
     "constant": (net(lambda s, x: s.second(torch.relu(s.first(x)) + torch.ones(16))), X),
 }  # fmt: skip
 
@@ -220,15 +219,18 @@ def test_what_codes_can_not_hold_is_named(name, kept):
 
 
 def test_tied_weights_stay_tied_in_training():
+    assert "matmul weight" in str(quantize_model(TIED, [IDS], 2, None))
     trained = prepare_qat(TIED, 8, 8, "ste", calibration_batches=[IDS])
     assert len([*trained.parameters()]) == len([*TIED.parameters()]) - 4  # first and second
 
 
 def test_a_matrix_product_with_a_weight_is_a_layer():
-    model, batch = GRAPHS["matmul"]
+    model = GRAPHS["matmul"][0]
     same = nn.Sequential(nn.Linear(12, 16, bias=False), nn.ReLU(), model.second).eval()
     same[0].weight.data = model.w.detach().t()
-    assert torch.equal(*[quantize_model(each, [batch], 2, 4)(batch) for each in (model, same)])
+    first, second = (quantize_model(each, [X], 2, 4) for each in (model, same))
+    assert torch.equal(first(X), second(X))
+    assert len([*first.parameters()]) == 1  # the bias: no weight is left in floats
 
 
 def test_buffers_that_change_are_as_before_after_calibration():

@@ -44,7 +44,9 @@ def make_layers(graph):
             given = dict(zip(("input", "weight", "bias", *names), node.args)) | node.kwargs
         else:
             continue
-        weight, bias = (tensors.get(given.get(name)) for name in ("weight", "bias"))
+        read, flipped = untransposed(given.get("weight"))
+        flipped ^= node.target in PRODUCTS
+        weight, bias = tensors.get(read), tensors.get(given.get("bias"))
         options = {name: given[name] for name in names if name in given}
         computed = []
         fx.node.map_arg(options, computed.append)
@@ -52,17 +54,31 @@ def make_layers(graph):
             continue
         if weight.ndim != WEIGHT_AXES[layer_class] or not isinstance(given["input"], fx.Node):
             continue
-        if node.target in PRODUCTS:
+        if flipped and layer_class is not nn.Linear:
+            continue
+        if flipped:
             weight = nn.Parameter(weight.detach().t(), weight.requires_grad)
-        key = str((given["weight"], given.get("bias"), options, node.target in PRODUCTS))
+        key = str((read, given.get("bias"), options, flipped))
         if key not in made:  # else another call of the same layer
-            made[key] = layer_name(graph, given["weight"].target, node)
+            made[key] = layer_name(graph, read.target, node)
             graph.add_submodule(made[key], layer_of(layer_class, weight, bias, options))
         with graph.graph.inserting_before(node):
             new = graph.graph.call_module(made[key], (given["input"],))
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
+        if given["weight"] is not read and not given["weight"].users:
+            graph.graph.erase_node(given["weight"])
     take_out(graph, tensors)
+
+
+def untransposed(node):
+    """Return the node whose matrix a node transposes, and True; or the node itself, and False."""
+    if not isinstance(node, fx.Node):
+        return node, False
+    by_method = node.op == "call_method" and node.target == "t"
+    if by_method or (node.target is getattr and node.args[1] == "T"):
+        return node.args[0], True
+    return node, False
 
 
 def take_out(graph, tensors):
@@ -88,6 +104,10 @@ def take_out(graph, tensors):
                 is_parameter = isinstance(tensor, nn.Parameter)
                 (graph.register_parameter if is_parameter else graph.register_buffer)(name, tensor)
             node.target = names[id(tensor)]
+    still_read = {node.target for node in graph.graph.find_nodes(op="get_attr")}
+    for name in {node.target for node in tensors} - still_read:
+        if "." not in name:
+            delattr(graph, name)
 
 
 def layer_name(graph, weight, node):

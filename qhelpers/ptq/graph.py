@@ -76,7 +76,7 @@ class Plan:
         """Whether a node's numbers only go into one torch.cat or the like, and share its scale."""
         while len(node.users) == 1:
             node = next(iter(node.users))
-            rule = None if node in self.shapes else rule_of(self.graph, node)
+            rule = None if node in self.shapes else self.rule(node)
             if rule != "move":
                 return rule == "share"
         return False
