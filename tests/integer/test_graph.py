@@ -351,6 +351,17 @@ def test_what_may_join_and_average(join):
     assert abs(ours(images) - theirs).max() < 3 * ours.after.scale
 
 
+def test_relu6_clips_where_its_codes_reach_beyond_it():
+    """As they do once training has changed a scale."""
+    join = lambda x, y: torch.clamp(x + y, 0, 0.1)  # noqa: E731
+    _, quantized, images = integers_of(join)
+    place = next(m for m in quantized.network.modules() if getattr(m, "name", "") == "add")
+    place.scale *= 2
+    model = integer_model(quantized)
+    codes = dict(model.each(model.quantize(images)))["add"]
+    assert codes.max() == round(0.1 / place.scale.item()) < 200
+
+
 def used_later(x, y):
     z = functional.max_pool2d(x, 3, 1, 1)
     w = z.add_(y)
