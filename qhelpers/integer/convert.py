@@ -156,11 +156,9 @@ def added(graph, node, values, builder):
     by_torch = node.target in AO_ADDS
     if len(tensors) < 2 or node.kwargs.keys() - ({"scale", "zero_point"} if by_torch else set()):
         raise ValueError(f"{named(node)} must add two tensors of codes, and nothing else")
-    order = list(graph.graph.nodes)
-    later = [user for user in tensors[0].users if order.index(user) > order.index(node)]
-    if node.target in (operator.iadd, "add_") and later:
-        raise ValueError(f"{named(node)} changes what {named(later[0])} takes, in place; write "
-                         "x = x + y")  # fmt: skip
+    if node.target in (operator.iadd, "add_") and is_viewed(graph, tensors[0]):
+        raise ValueError(f"{named(node)} changes {named(tensors[0])} in place, and a view of it; "
+                         "write x = x + y")  # fmt: skip
     one, other = (as_codes(values, tensor, node) for tensor in tensors)
     name = builder.new_name(node.name)
 
@@ -174,6 +172,12 @@ def added(graph, node, values, builder):
         total = builder.clipped(total, math.inf, named(node))
     given = dict(zip(("scale", "zero_point"), node.args[2:])) | node.kwargs
     return builder.codes_of(total, qparams_of(graph, given["scale"], given["zero_point"]))
+
+
+def is_viewed(graph, node):
+    """Whether others read a tensor in another shape, or in the shape that it had before."""
+    before = node.all_input_nodes[0].users if is_one_of(graph, node, RESHAPES) else ()
+    return len(before) > 1 or any(is_one_of(graph, user, RESHAPES) for user in node.users)
 
 
 def clip(graph, node, value, builder):

@@ -321,10 +321,15 @@ def changed_in_place(x, y):
     return x
 
 
+def used_after_a_change(x, y):
+    z = functional.max_pool2d(x, 3, 1, 1)
+    return z.add_(y) + z
+
+
 @pytest.mark.parametrize(
     "join",
     [
-        operator.add, torch.add, operator.iadd, changed_in_place,
+        operator.add, torch.add, operator.iadd, changed_in_place, used_after_a_change,
         lambda x, y: x.add(y),
         lambda x, y: x + x,
         lambda x, y: x + y + x,
@@ -355,17 +360,18 @@ def test_relu6_clips_where_its_codes_reach_beyond_it():
     """As they do once training has changed a scale."""
     join = lambda x, y: torch.clamp(x + y, 0, 0.1)  # noqa: E731
     _, quantized, images = integers_of(join)
-    place = next(m for m in quantized.network.modules() if getattr(m, "name", "") == "add")
+    place = next(m for m in quantized.graph.modules() if getattr(m, "name", "") == "add")
     place.scale *= 2
     model = integer_model(quantized)
     codes = dict(model.each(model.quantize(images)))["add"]
     assert codes.max() == round(0.1 / place.scale.item()) < 200
 
 
-def used_later(x, y):
+def viewed_before(x, y):
     z = functional.max_pool2d(x, 3, 1, 1)
-    w = z.add_(y)
-    return w + z
+    flat = z.flatten(1)
+    z.add_(y)
+    return flat
 
 
 @pytest.mark.parametrize(
@@ -379,7 +385,7 @@ def used_later(x, y):
         (lambda x, y: functional.hardtanh(x + y), "clips from -1.* to 1"),
         (lambda x, y: y.mean((1, 2)), r"^mean \(mean\) is over the axes \(1, 2\); it must be"),
         (lambda x, y: functional.avg_pool2d(y, 2, divisor_override=3), "has divisor_override"),
-        (used_later, r"^add_ \(add_\) changes what add \(add\) takes, in place"),
+        (viewed_before, r"^add_ \(add_\) changes max_pool2d .max_pool2d. in place, and a view"),
         (lambda x, y: torch.cat([x, y], 1), r"^cat \(cat\) can't be computed"),
         (lambda x, y: functional.avg_pool1d(x.flatten(1), 2), "averages may be those of images"),
     ],
