@@ -14,6 +14,7 @@ from qhelpers.data import load_data
 from qhelpers.experiments.depthwise import depthwise_rows
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
 from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
+from qhelpers.experiments.rounding import rounding_rows
 from qhelpers.files import whole_file
 
 RECIPE_COLUMNS = ("weight_strategy", "activation_strategy", "procedure")
@@ -27,6 +28,10 @@ TABLES = {  # name: columns, and what yields the rows
     "qat_traps": (("trap", "seed", "accuracy", "control"), trap_rows),
     "batch_norm": (("batch", "statistics", "seed", "accuracy", "float"), batch_norm_rows),
     "depthwise": (("cure", "learning_rate", "seed", "accuracy"), depthwise_rows),
+    "rounding": (
+        ("network", "recipe", "granularity", "weight_bits", "activation_bits", "seed", "accuracy"),
+        rounding_rows,
+    ),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
 }
 

@@ -1,5 +1,6 @@
 """Calibration: what a batch holds, and showing all batches to the modules that observe."""
 
+import copy
 import inspect
 import itertools
 
@@ -98,19 +99,25 @@ def in_order(arguments, dtype=torch.float32):
 
 
 @torch.no_grad()
-def calibrate(quantized, batches, layer_after_layer):
+def calibrate(quantized, batches, layer_after_layer, float_target=True):
     """Let the modules observe the batches, then settle their codes, so that they quantize.
 
     layer_after_layer: each module observes the batches again, once all before it quantize.
+    float_target: let layers whose rounding is chosen observe what they take in floats, too.
     What takes long shows a progress bar.
     """
     modules = quantizing_modules(quantized.graph)
     watching = [module for module in modules if module.watches]
     batches = list(batches) if layer_after_layer else batches
+    beside = layer_after_layer and float_target and any(module.rounds for module in modules)
+    in_floats = copy.deepcopy(quantized) if beside else quantized
     if watching and not show(batches, watching, quantized):
         raise ValueError("calibration_batches is empty; it must hold at least one batch")
-    for module in progress(modules, "Quantizing"):
-        if layer_after_layer and module.watches:
+    pairs = list(zip(modules, quantizing_modules(in_floats.graph)))
+    for module, same in progress(pairs, "Quantizing"):
+        if beside and module.rounds:
+            show_beside(in_floats, same, batches, module, quantized)
+        elif layer_after_layer and module.watches:
             show(batches, [module], quantized)
         module.settle()
 
@@ -122,14 +129,34 @@ def quantizing_modules(graph):
     return list(dict.fromkeys(module for module in modules if isinstance(module, kinds)))
 
 
-def show(batches, modules, quantized):
-    """Run the model on the batches while these modules observe; return how many batches it was."""
+def show_beside(in_floats, same, batches, layer, quantized):
+    """Run the model while a layer observes what it takes now, and what `same` takes in floats.
+
+    in_floats: a copy of the model that computes in floats; same: its layer in that place.
+    """
+
+    def keep(_, args, kwargs):
+        layer.float_inputs.append((*args, *kwargs.values())[0].clone())
+
+    hook = same.register_forward_pre_hook(keep, with_kwargs=True)
+    with unchanged_buffers(in_floats):
+        show(batches, [layer], quantized, before=in_floats)
+    hook.remove()
+
+
+def show(batches, modules, quantized, before=None):
+    """Run the model on the batches while these modules observe; return how many batches it was.
+
+    before: another model that is run on each batch first.
+    """
     for module in modules:
         module.observe()
     count = 0
     with unchanged_buffers(quantized):
         for batch in progress(batches, "Calibrating"):
             try:
+                if before is not None:
+                    before(*batch.args, **batch.kwargs)
                 quantized(*batch.args, **batch.kwargs)
             except (RuntimeError, TypeError, IndexError) as error:
                 if not count:  # the model computed the first before

@@ -6,49 +6,15 @@ import copy
 import torch
 from torch import nn
 
-from qhelpers.affine import symmetric_quantization
-from qhelpers.checks import checked_integer
 from qhelpers.observers import HistogramObserver
 from qhelpers.ptq.bias_correction import bias_correction
 from qhelpers.ptq.export import exported_activation, exported_weight
+from qhelpers.ptq.float_target import ROUNDINGS, rounded_codes, warn_of_few
 from qhelpers.ptq.rules import CONVOLUTIONS, TRANSPOSED
-from qhelpers.ranges.output_error import InputMoments, output_mse_range
-from qhelpers.ranges.squared_error import mse_range_of_rows
+from qhelpers.ptq.weight_codes import quantized_weight
+from qhelpers.ranges.output_error import InputMoments
 
-WEIGHT_STRATEGIES = ("min-max", "mse", "output-mse")
-GRANULARITIES = ("per tensor", "per channel")
 WATCHED = (nn.Linear, *CONVOLUTIONS)  # whose inputs InputMoments can take
-
-
-def quantized_weight(weight, bits, strategy, granularity, moments=None):
-    """Return (codes, scale) of a weight tensor, symmetric, full range as torch's qint8.
-
-    granularity: "per tensor", "per channel" (the first axis), or how many neighbours in a row
-        make a group; a row is all the weights of a channel.
-    moments: InputMoments of the layer, for the strategy "output-mse".
-    scale has the shape (), (channels, 1) or (channels, groups).
-    """
-    rows = weight.detach().numpy().reshape(len(weight), -1)
-    if granularity == "per tensor":
-        options, sharing = {}, rows.reshape(1, -1)
-    elif granularity == "per channel":
-        options, sharing = {"axis": 0}, rows
-    else:
-        size = checked_integer("granularity", granularity, 1, rows.shape[1])
-        if rows.shape[1] % size:
-            raise ValueError(
-                f"granularity is {size}; it must divide the {rows.shape[1]} weights of a channel"
-            )
-        options, sharing = {"group_size": size}, rows.reshape(-1, size)
-    if strategy == "mse":
-        high = mse_range_of_rows(sharing, bits)
-        options["range"] = (-high, high)
-    if strategy == "output-mse":
-        size, per_tensor = options.get("group_size"), granularity == "per tensor"
-        high = output_mse_range(weight.detach(), bits, moments, size, per_tensor)
-        options["range"] = (-high, high)
-    codes, scale = symmetric_quantization(rows, bits, narrow_range=False, **options)
-    return torch.tensor(codes), torch.tensor(scale)
 
 
 def by_output(layer, weight):
@@ -74,20 +40,23 @@ class QuantizedLayer(nn.Module):
     """A layer whose weight is held as codes: Linear, a convolution, or an embedding.
 
     Until `freeze` it computes with the layer's own weight, then with what the codes stand for:
-    those of min-max, unless `settle` found others with the strategy. For "output-mse" and for
-    `bias_correction` it must see inputs before `settle`, while it is `observing`. Bias correction
-    subtracts from the bias the mean change of the output since the first pass, in which the
-    network computed in floats.
+    those of min-max and nearest, unless `settle` found others. For "output-mse", for another
+    rounding and for `bias_correction` it must see inputs before `settle`, while it is `observing`.
+    Bias correction subtracts from the bias the mean change of the output since the first pass, in
+    which the network computed in floats. `float_inputs` holds what the layer would take in floats
+    for the batch that it is about to observe, an item for each call, if it takes other numbers.
     """
 
-    def __init__(self, name, layer, bits, strategy, granularity, bias_correction=False):
+    def __init__(
+        self, name, layer, bits, strategy, granularity, bias_correction=False, rounding="nearest"
+    ):
         super().__init__()
         self.name, self.bits, self.granularity, self.strategy = name, bits, granularity, strategy
-        self.bias_correction = bias_correction
+        self.bias_correction, self.round = bias_correction, ROUNDINGS[rounding]
         if self.watches and not isinstance(layer, WATCHED):
             raise ValueError(
-                f"{name} is a {type(layer).__name__}; 'output-mse' and bias_correction need Linear "
-                "or a convolution: give it other options in per_layer"
+                f"{name} is a {type(layer).__name__}; 'output-mse', 'gptq', 'adaround' and "
+                "bias_correction need Linear or a convolution: give it other options in per_layer"
             )
         if not layer.weight.isfinite().all():
             raise ValueError(f"{name} has a weight that holds nan or inf")
@@ -101,12 +70,18 @@ class QuantizedLayer(nn.Module):
         if bias_correction and layer.bias is None:
             self.layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=torch.float32))
         self.observing, self.passes = False, []  # InputMoments of each pass through the data
+        self.float_inputs = []
         del self.layer.weight  # no longer a parameter: `set_weight` sets the one in use
         self.set_weight()
 
     @property
     def watches(self):
-        return self.strategy == "output-mse" or self.bias_correction
+        return self.strategy == "output-mse" or self.bias_correction or self.rounds
+
+    @property
+    def rounds(self):
+        """Whether it chooses how each weight is rounded."""
+        return self.round is not None
 
     def observe(self):
         self.observing = True
@@ -115,13 +90,18 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def settle(self):
         """Find the codes with the strategy, freeze, and correct the bias."""
-        exact, now = self.exact, self.passes[-1] if self.passes else None
+        exact = self.exact
+        before, now = (self.passes[0], self.passes[-1]) if self.passes else (None, None)
         if self.strategy != "min-max":
             options = self.bits, self.strategy, self.granularity
             self.codes, self.scale = quantized_weight(exact, *options, now)
+        if self.rounds:
+            warn_of_few(self.name, now)
+            problem = exact, self.scale, self.bits, before, now, self.bias_correction
+            self.codes = rounded_codes(self.round, *problem).reshape(self.codes.shape)
         self.freeze()
         if self.bias_correction:
-            self.layer.bias += bias_correction(self.passes[0], exact, now, self.rows())
+            self.layer.bias += bias_correction(before, exact, now, self.rows())
         self.passes = []
 
     def freeze(self):
@@ -149,7 +129,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input, *args, **kwargs):  # torch's name; EmbeddingBag takes more
         if self.observing:
-            self.passes[-1].update(input)
+            self.passes[-1].update(input, self.float_inputs.pop(0) if self.float_inputs else None)
         if torch.compiler.is_exporting():
             weight = exported_weight(self.codes, self.name, self.scale, self.bits, self.shape)
             weight = as_layer_takes_it(self.layer, weight)
@@ -172,6 +152,8 @@ class QuantizedActivation(nn.Module):
     Until `freeze` it returns its input unchanged, and shows it to an observer while `observing`.
     With the strategy "dynamic" the range is that of each batch.
     """
+
+    rounds = False  # there is nothing to choose in how it rounds
 
     def __init__(self, name, bits, strategy, reduce_range=False):
         super().__init__()

@@ -29,6 +29,7 @@ def quantize_model(
     activation_bits=8,
     *,
     weight_strategy="min-max",
+    weight_rounding="nearest",
     activation_strategy="min-max",
     granularity="per channel",
     bias_correction=False,
@@ -50,6 +51,9 @@ def quantize_model(
     weight_bits: from 2 to 16. activation_bits: from 1 to 16, or None to keep them in floats.
     weight_strategy: "min-max", "mse", or "output-mse": the ranges whose error in the layer's
         output has the least variance, on the calibration batches.
+    weight_rounding: "nearest", or "gptq" or "adaround", which choose the codes that change the
+        layer's output least, on the calibration batches. With layer_after_layer they also make
+        up for what the quantized layers before it have changed, see qhelpers.ptq.float_target.
     activation_strategy: "min-max", "percentile", "mse", "kl", "cross-entropy" (for logits, so
         only in `per_layer`), or "dynamic": min-max of each batch that is computed, without
         calibration.
@@ -67,12 +71,14 @@ def quantize_model(
     Raises TypeError or ValueError for arguments other than these, RuntimeError if torch.fx
     can't trace the model.
     Source: Krishnamoorthi 2018, section 3.1; Nagel et al. 2021, section 3; for bias_correction
-        also Nagel et al. 2019, section 4.2.
+        also Nagel et al. 2019, section 4.2; for weight_rounding, see qhelpers.ptq.gptq and
+        qhelpers.ptq.adaround.
     """
     options = {
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "weight_strategy": weight_strategy,
+        "weight_rounding": weight_rounding,
         "activation_strategy": activation_strategy,
         "granularity": granularity,
         "bias_correction": bias_correction,

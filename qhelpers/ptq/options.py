@@ -4,13 +4,10 @@ import numpy as np
 
 from qhelpers.checks import checked_bits
 from qhelpers.observers import STRATEGIES
-from qhelpers.ptq.layers import (
-    GRANULARITIES,
-    WEIGHT_STRATEGIES,
-    QuantizedActivation,
-    QuantizedLayer,
-)
+from qhelpers.ptq.float_target import ROUNDINGS
+from qhelpers.ptq.layers import QuantizedActivation, QuantizedLayer
 from qhelpers.ptq.rules import named
+from qhelpers.ptq.weight_codes import GRANULARITIES, WEIGHT_STRATEGIES
 
 OF_ACTIVATIONS = ("activation_bits", "activation_strategy", "reduce_range")  # others: of weights
 
@@ -61,6 +58,7 @@ class Choices:
             chosen = chosen | self.per_layer.get(name, {})
         for option, allowed in [
             ("weight_strategy", WEIGHT_STRATEGIES),
+            ("weight_rounding", tuple(ROUNDINGS)),
             ("activation_strategy", (*STRATEGIES, "dynamic")),
         ]:
             if chosen[option] not in allowed:
@@ -73,8 +71,8 @@ class Choices:
     def layer(self, name, layer):
         chosen = self.of(name)
         bits = checked_bits(chosen["weight_bits"], fewest=2)
-        options = [chosen[o] for o in ("weight_strategy", "granularity", "bias_correction")]
-        return QuantizedLayer(name, layer, bits, *options)
+        names = ("weight_strategy", "granularity", "bias_correction", "weight_rounding")
+        return QuantizedLayer(name, layer, bits, *(chosen[name] for name in names))
 
     def activation(self, place):
         chosen = self.of(place.owner, place.name)

@@ -65,6 +65,7 @@ def prepare_qat(
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "weight_strategy": strategy,
+        "weight_rounding": "nearest",
         "activation_strategy": strategy,
         "granularity": granularity,
         "bias_correction": False,

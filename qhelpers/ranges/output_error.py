@@ -26,23 +26,34 @@ class InputMoments:
         self.inputs_of = copy.deepcopy(layer)
         self.inputs_of.weight = nn.Parameter(weight.reshape(-1, *layer.weight.shape[1:]))
         self.inputs_of.bias = None
-        self.count, self.total, self.products = 0, 0, 0
+        self.count, self.total, self.products, self.float_products = 0, 0, 0, 0
 
-    def update(self, batch):
+    def update(self, batch, in_floats=None):
+        """Add a batch; in_floats: the same one as it is while the network computes in floats."""
         checked_finite(batch.numpy(), "batch")
-        inputs = self.inputs_of(batch).movedim(self.channel_axis, -1)
-        inputs = inputs.reshape(-1, self.groups, self.size).transpose(0, 1).double()
+        inputs = self.by_group(batch)
         self.count += inputs.shape[1]
         self.total = self.total + inputs.sum(dim=1)
         self.products = self.products + inputs.mT @ inputs
+        if in_floats is not None:
+            self.float_products = self.float_products + self.by_group(in_floats).mT @ inputs
+
+    def by_group(self, batch):
+        """Return a batch's inputs in float64, of shape (groups, inputs, size)."""
+        inputs = self.inputs_of(batch).movedim(self.channel_axis, -1)
+        return inputs.reshape(-1, self.groups, self.size).transpose(0, 1).double()
 
     @property
     def mean(self):
         return self.total / self.count
 
     @property
+    def second_moment(self):
+        return self.products / self.count
+
+    @property
     def covariance(self):
-        return self.products / self.count - self.mean[:, :, None] * self.mean[:, None, :]
+        return self.second_moment - self.mean[:, :, None] * self.mean[:, None, :]
 
     def mean_output(self, weight):
         """Return the mean of each output channel with this weight and no bias, (channels,)."""
