@@ -8,7 +8,7 @@ import torch
 import tqdm
 
 from qhelpers import load_quantized, quantize_model
-from qhelpers.ptq import calibration, layers, model
+from qhelpers.ptq import calibration, model, weight_codes
 from tests.models import BATCH
 
 BATCHES = [BATCH, BATCH + 1, BATCH - 1]
@@ -30,8 +30,8 @@ def calls(monkeypatch):
 
     counted(model, "traced")
     counted(model.QuantizedModel, "__call__")
-    counted(layers, "mse_range_of_rows")
-    counted(layers, "output_mse_range")
+    counted(weight_codes, "mse_range_of_rows")
+    counted(weight_codes, "output_mse_range")
     return counts
 
 
