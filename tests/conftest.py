@@ -14,6 +14,7 @@ from tests.models import ConvNet
 LONG = (
     "test_known_models.py",  # with the slow tests
     "06_deployment.ipynb",
+    "07_rounding.ipynb",
     "02_range_strategies.ipynb",
     "03_post_training_quantization.ipynb",
     "05_integer_only_inference.ipynb",

@@ -9,10 +9,19 @@ from qhelpers.exercises import (
     notebook_4,
     notebook_5,
     notebook_6,
+    notebook_7,
 )
 from qhelpers.exercises.answers import Wrong
 
-NOTEBOOKS = (notebook_1, notebook_2, notebook_3, notebook_4, notebook_5, notebook_6)
+NOTEBOOKS = (
+    notebook_1,
+    notebook_2,
+    notebook_3,
+    notebook_4,
+    notebook_5,
+    notebook_6,
+    notebook_7,
+)
 CHECKS = {exercise: function for each in NOTEBOOKS for exercise, function in each.CHECKS.items()}
 RIGHT = "right."
 SOLVED = set()  # as long as the kernel runs

@@ -45,6 +45,15 @@ DIFFERENCE = """def error_of_difference(first, second, images):
 PTQ = (
     "your_network = qhelpers.quantize_model(exercise_net, [exercise_data.train_images[:1000]], {})"
 )
+HAND_OVER = (
+    "def hand_over(weight, H, j, error):\n"
+    "    weight, rest = weight.clone(), slice(j + 1, None)\n    "
+)
+SHARE = "share = torch.linalg.solve(H[rest, rest], H[rest, j])\n    "
+MOVE = "weight[:, rest] -= torch.outer(error, {})\n    return weight"
+SHARES = "def shares_of(H):\n    P = torch.linalg.inv(H)\n    return "
+FACTOR = "torch.linalg.cholesky({}, upper=True)"
+BAD = "bad_images = exercise_data.train_images{}"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -287,6 +296,55 @@ WRONG = {
          " / images)", "its own variance"),
         (DIFFERENCE + "    return 100 * np.sqrt(v1 + v2) / 3", "the sum of both variances"),
         (DIFFERENCE + "    100 * np.sqrt(v1 + v2)", "should be a number"),
+    ],
+    "7.1": [
+        ("aim, codes_of_two = 0.84, [0, 1]", "H_12 is negative"),
+        ("aim, codes_of_two = -0.24, [0, 0]", "Add it to where"),
+        ("aim, codes_of_two = 0.24, [0, 0]", "Add it to where"),
+        ("aim, codes_of_two = 0.6, [0, 1]", "no longer aims at"),
+        ("aim, codes_of_two = 0.04, [0, 0]", "the distance of the first"),
+        ("aim, codes_of_two = 0.5, [0, 0]", "What is e_1"),
+        ("aim, codes_of_two = 0.36, [0, 1]", "Which level is nearest to it"),
+        ("aim, codes_of_two = 0.36, [1, 0]", "goes to its nearest level"),
+        ("aim, codes_of_two = 0.36, 0", "2 numbers"),
+        ("aim, codes_of_two = 'up', [0, 0]", "should be a number"),
+    ],
+    "7.2": [
+        (HAND_OVER + SHARE + MOVE.format("-share"), "the wrong way"),
+        (HAND_OVER + MOVE.format("H[rest, j] / H[j, j]"), "the only one that is left"),
+        (HAND_OVER + MOVE.format("H[rest, j] / H.diagonal()[rest]"), "the only one that is left"),
+        (HAND_OVER + MOVE.format("H[rest, j]"), "solve for the part"),
+        (HAND_OVER + MOVE.format("H[rest, rest] @ H[rest, j]"), "Multiply by the inverse"),
+        (HAND_OVER + "P = torch.linalg.inv(H)\n    " + MOVE.format("-P[rest, j] / P[j, j]"),
+         "leave them out before you invert"),
+        (HAND_OVER + SHARE + MOVE.format("2 * share"), "For j = 0 the columns"),
+        (HAND_OVER + SHARE + "weight[:, j] += error\n    " + MOVE.format("share"),
+         "should stay as they are"),
+        (HAND_OVER.replace(".clone()", "") + SHARE + MOVE.format("share"), "changes the weight"),
+        (HAND_OVER + "return weight", "as it was"),
+        (HAND_OVER + "return weight[:, rest]", "returns the shape (3, 4)"),
+        (HAND_OVER + SHARE + "weight[:, rest] -= error * share", "RuntimeError"),
+        (HAND_OVER + SHARE + MOVE.format("share").replace("return ", ""), "return something"),
+    ],
+    "7.3": [
+        (SHARES + FACTOR.format("P"), "Divide each row by"),
+        (SHARES + "-" + FACTOR.format("P"), "Divide each row by"),
+        (SHARES + "-torch.linalg.cholesky(P)", "take the upper factor"),
+        (SHARES + f"(U := {FACTOR.format('P')}) / U.diagonal()[:, None]", "wrong sign"),
+        (SHARES + f"-(U := {FACTOR.format('P')}) / U.diagonal()", "not each column"),
+        (SHARES + f"(U := {FACTOR.format('P')}) / U.diagonal()", "not each column"),
+        (SHARES + f"-(U := {FACTOR.format('H')}) / U.diagonal()[:, None]", "Factorise its inverse"),
+        (SHARES + f"(U := {FACTOR.format('H')}) / U.diagonal()[:, None]", "Factorise its inverse"),
+        (SHARES + "-P / P.diagonal()[:, None]", "still count the rows"),
+        (SHARES + "P", "Compare row 0"),
+        (SHARES + "P[0]", "returns the shape (6,)"),
+    ],
+    "7.4": [
+        (BAD.format("[:100]"), "On test images GPTQ has"),
+        (BAD.format("[:10]"), "take 100 or more"),
+        (BAD.format("[:10].repeat(100, 1, 1, 1)"), "are different"),
+        (BAD.format("[:100].reshape(100, 784)"), "have the shape"),
+        ("bad_images = 1", "a tensor of images"),
     ],
 }  # fmt: skip
 

@@ -57,7 +57,7 @@ def faults(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
+    assert [path.stem[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 def test_stored_outputs_are_whole(notebook):
