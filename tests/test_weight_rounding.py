@@ -155,6 +155,32 @@ def test_layers_make_up_for_those_before_them(monkeypatch):
     assert not any(layer.float_inputs for layer in layers)  # nothing is kept
 
 
+class Counting(nn.Module):
+    """Each call changes a buffer, and what the last layer takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.last(self.first(x) * self.calls)
+
+
+def test_a_pass_in_floats_is_as_the_first(monkeypatch):
+    """With weights that lose nothing the target is the layer's own, in a model that counts, too."""
+    torch.manual_seed(0)
+    model, x, seen = Counting().eval(), torch.randn(200, 6), Recorded()
+    monkeypatch.setitem(ROUNDINGS, "gptq", seen)
+    options = {"weight_rounding": "gptq", "layer_after_layer": True}
+    with pytest.warns(UserWarning, match="add_"):
+        quantize_model(model, [x], 16, None, **options)
+    weights = [model.first.weight, model.last.weight]
+    for (aim, _), weight in zip(seen.given, weights):
+        assert np.allclose(aim, weight.detach(), atol=1e-3)
+
+
 @pytest.mark.parametrize("rounding", ["gptq", "adaround"])
 def test_a_network_comes_nearer_to_the_float_one(rounding):
     """On other inputs than those of the calibration; the float network stays as it is."""
