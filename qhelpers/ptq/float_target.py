@@ -49,7 +49,7 @@ def rounded_codes(method, weight, scale, bits, before, now, bias_corrected):
         mixed = now.float_products / now.count
         if bias_corrected:
             mixed = mixed - before.mean[:, :, None] * now.mean[:, None, :]
-        # Damping holds V near W: these are equal to W E[x z'] E[z z']^-1 without it.
+        # V, written so that the damping holds it near W.
         rows = rows + rows @ (mixed - moments) @ torch.linalg.inv(damped(moments, DAMPING))
     scales = scale.expand(len(weight), -1) if scale.ndim else scale.expand(len(weight), 1)
     scales = scales.reshape(now.groups, -1, scales.shape[-1])
