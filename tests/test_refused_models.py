@@ -12,6 +12,10 @@ def several(self, *xs):
     return self.second(torch.relu(self.first(xs[0])))
 
 
+def noisy(self, x):
+    return self.second(torch.relu(self.first(x) + torch.randn(1)))
+
+
 def own(forward):
     return type("Own", (Net,), {"forward": forward})().eval()
 
@@ -40,6 +44,11 @@ def scripted(model):
         (nn.Sequential(Net("global", "a")), ValueError, "model has a part '0.global', a name"),
         (with_nan(), ValueError, "2 has a weight that holds nan or inf"),
         (own(several), ValueError, r"Own.forward computes with \*xs"),
+        (
+            own(noisy),
+            ValueError,
+            "Own.forward draws random numbers that don't depend on",
+        ),
     ],
 )
 def test_models_that_can_not_be_quantized(model, error, message):

@@ -100,7 +100,8 @@ def traced(model, leaf_modules=(), given=None, constants=None):
     given: the names of the arguments that the model is called with; those left out keep their
         defaults. By default none is left out.
     constants: the values of arguments that are no tensors, such as flags, by name.
-    Raises RuntimeError, with the line of the user's code, if tracing fails.
+    Raises RuntimeError, with the line of the user's code, if tracing fails, ValueError if forward
+    draws random numbers that don't depend on its inputs.
     """
     parameters = inspect.signature(model.forward).parameters
     defaults = {
@@ -109,7 +110,7 @@ def traced(model, leaf_modules=(), given=None, constants=None):
         if parameter.default is not parameter.empty and given is not None and name not in given
     } | (constants or {})
     tracer = Tracer(leaf_modules)
-    before = numbers_of(model)
+    before, randomness = numbers_of(model), torch.random.get_rng_state()
     try:
         graph = tracer.trace(model, defaults or None)
     except Exception as error:  # whatever the model's own code raises when it is traced
@@ -118,6 +119,10 @@ def traced(model, leaf_modules=(), given=None, constants=None):
             "may be wrapped with torch.fx.wrap; a module's class may be given in leaf_modules, "
             "and computes in floats"
         ) from error
+    if not torch.equal(torch.random.get_rng_state(), randomness):
+        raise ValueError(f"{type(model).__name__}.forward draws random numbers that don't depend "
+                         "on its inputs; the quantized model would repeat them. Draw them from an "
+                         "input's shape, as torch.rand_like does")  # fmt: skip
     if numbers_of(model) != before:
         names = ", ".join(sorted({name for name, _ in numbers_of(model) ^ before}))
         warnings.warn(f"model changes {names} when it is called; the quantized one keeps what is "
