@@ -1,27 +1,11 @@
 """The verdict on an exercise, with a hint if it isn't right yet, and how many are solved."""
 
+from importlib import import_module
 from types import FunctionType
 
-from qhelpers.exercises import (
-    notebook_1,
-    notebook_2,
-    notebook_3,
-    notebook_4,
-    notebook_5,
-    notebook_6,
-    notebook_7,
-)
 from qhelpers.exercises.answers import Wrong
 
-NOTEBOOKS = (
-    notebook_1,
-    notebook_2,
-    notebook_3,
-    notebook_4,
-    notebook_5,
-    notebook_6,
-    notebook_7,
-)
+NOTEBOOKS = [import_module(f"qhelpers.exercises.notebook_{number}") for number in range(1, 8)]
 CHECKS = {exercise: function for each in NOTEBOOKS for exercise, function in each.CHECKS.items()}
 RIGHT = "right."
 SOLVED = set()  # as long as the kernel runs
