@@ -378,3 +378,18 @@ def test_help_shows_what_becomes_codes():
         words = section.replace(",", " ").split()
         assert words[0] == rule
         assert {getattr(each, "__name__", each) for each in operations} <= {*words}
+
+
+def test_a_layer_with_several_arguments_is_exported_with_all_of_them():
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bags, self.linear = nn.EmbeddingBag(20, 8, mode="sum"), nn.Linear(8, 3)
+
+        def forward(self, words, starts):
+            return self.linear(self.bags(words, starts))
+
+    words, starts = torch.arange(10), torch.tensor([0, 4, 7])
+    quantized = quantize_model(Bags().eval(), [(words, starts)])
+    program = torch.export.export(quantized, (words, starts)).module()
+    assert torch.equal(program(words, starts), quantized(words, starts))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qhelpers.ptq.hooks import has_hooks
-from qhelpers.ptq.layers import as_layer_takes_it, by_output
+from qhelpers.ptq.layers import swapped_if_transposed
 from qhelpers.ptq.rules import is_one_of, module_of
 
 # The BatchNorm that may follow a layer, and how many axes its input has with a batch.
@@ -36,7 +36,7 @@ def fold_batch_norms(graph, kinds):
             continue
         layer = module_of(graph, before)
         norm_class, axes = BATCH_NORMS[type(layer)]
-        channels = len(by_output(layer, layer.weight))
+        channels = len(swapped_if_transposed(layer, layer.weight))
         known = kinds.get(before.name, axes if type(layer) is not nn.Linear else None)
         if (
             type(norm) is norm_class
@@ -64,10 +64,10 @@ def fused(layer, norm):
     gain = 1 if norm.weight is None else norm.weight
     bias = (0 if layer.bias is None else layer.bias) - mean
     bias = bias * factor * gain + (0 if norm.bias is None else norm.bias)
-    rows = by_output(layer, layer.weight)
+    rows = swapped_if_transposed(layer, layer.weight)
     rows = rows * (gain * factor).reshape(-1, *[1] * (rows.ndim - 1))
     trained = norm.bias if norm.bias is not None else layer.weight
     new = copy.deepcopy(layer)
-    new.weight = nn.Parameter(as_layer_takes_it(layer, rows), layer.weight.requires_grad)
+    new.weight = nn.Parameter(swapped_if_transposed(layer, rows), layer.weight.requires_grad)
     new.bias = nn.Parameter(bias, trained.requires_grad)
     return new

@@ -17,19 +17,12 @@ from qhelpers.ranges.output_error import InputMoments
 WATCHED = (nn.Linear, *CONVOLUTIONS)  # whose inputs InputMoments can take
 
 
-def by_output(layer, weight):
-    """Return the weight with its output channels first, as all but transposed convolutions have it.
+def swapped_if_transposed(layer, weight):
+    """Return a layer's weight with its output channels first, or undo that, which is the same.
 
-    A transposed convolution's has the shape (in, out / groups, ...).
+    Only a transposed convolution has another order: (in, out / groups, ...), and then
+    (out, in / groups, ...).
     """
-    if not isinstance(layer, TRANSPOSED):
-        return weight
-    groups = weight.reshape(layer.groups, -1, *weight.shape[1:])
-    return groups.transpose(1, 2).flatten(0, 1)
-
-
-def as_layer_takes_it(layer, weight):
-    """Undo `by_output`."""
     if not isinstance(layer, TRANSPOSED):
         return weight
     groups = weight.reshape(layer.groups, -1, *weight.shape[1:])
@@ -60,7 +53,7 @@ class QuantizedLayer(nn.Module):
             )
         if not layer.weight.isfinite().all():
             raise ValueError(f"{name} has a weight that holds nan or inf")
-        self.exact = by_output(layer, layer.weight.detach())
+        self.exact = swapped_if_transposed(layer, layer.weight.detach())
         self.trains = layer.weight.requires_grad
         self.shape = self.exact.shape
         codes, scale = quantized_weight(self.exact, bits, "min-max", granularity)
@@ -118,7 +111,7 @@ class QuantizedLayer(nn.Module):
 
     def weight(self):
         """Return the weight in use, in float32, of the layer's own shape."""
-        return as_layer_takes_it(self.layer, self.rows())
+        return swapped_if_transposed(self.layer, self.rows())
 
     def set_weight(self):
         self.layer.weight = self.weight()
@@ -132,8 +125,10 @@ class QuantizedLayer(nn.Module):
             self.passes[-1].update(input, self.float_inputs.pop(0) if self.float_inputs else None)
         if torch.compiler.is_exporting():
             weight = exported_weight(self.codes, self.name, self.scale, self.bits, self.shape)
-            weight = as_layer_takes_it(self.layer, weight)
-            return torch.func.functional_call(self.layer, {"weight": weight}, (input,))
+            weight = swapped_if_transposed(self.layer, weight)
+            return torch.func.functional_call(
+                self.layer, {"weight": weight}, (input, *args), kwargs
+            )
         weight = self.layer.weight
         result = self.layer(input, *args, **kwargs)
         if self.layer.weight is not weight:

@@ -16,8 +16,7 @@ from qhelpers.ptq.hooks import has_hooks
 from qhelpers.ptq.layers import (
     QuantizedActivation,
     QuantizedLayer,
-    as_layer_takes_it,
-    by_output,
+    swapped_if_transposed,
 )
 from qhelpers.ptq.model import QuantizedModel, TracedModel, unfrozen
 from qhelpers.ptq.options import check_per_layer
@@ -92,7 +91,7 @@ def trained_weights(graph):
         if isinstance(module, QuantizedLayer):
             key = module.exact.data_ptr(), module.shape
             if key not in made:
-                weight = as_layer_takes_it(module.layer, module.exact)
+                weight = swapped_if_transposed(module.layer, module.exact)
                 made[key] = nn.Parameter(weight.clone(), requires_grad=module.trains)
             weights[name] = made[key]
     for name, parameter in list(graph.named_parameters(recurse=False)):  # read beside the layer
@@ -129,12 +128,12 @@ class TrainedLayer(nn.Module):
 
     def rows(self):
         """Return the weight as a matrix, a row for each scale."""
-        weight = by_output(self.layer, self.layer.weight)
+        weight = swapped_if_transposed(self.layer, self.layer.weight)
         return weight.reshape(math.prod(self.scale_shape), -1)
 
     def forward(self, input, *args, **kwargs):  # torch's name; EmbeddingBag takes more
         weight = self.fake(self.rows()).reshape(self.shape)
-        weight = as_layer_takes_it(self.layer, weight)
+        weight = swapped_if_transposed(self.layer, weight)
         if type(self.layer) is nn.Linear and not has_hooks(self.layer):  # faster
             return functional.linear(input, weight, self.layer.bias)
         return torch.func.functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
