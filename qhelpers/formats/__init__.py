@@ -1,0 +1,1 @@
+"""Number formats: small floats, code books, and blocks that share a scale."""
