@@ -1,6 +1,7 @@
 """The long experiments behind the notebooks' tables: `make tables` runs them, `load_table` reads.
 
-The tables were made with MNIST. They are in this file's folder, and are installed with the package.
+Those of images were made with MNIST. They are in this file's folder, and are installed with the
+package.
 """
 
 import csv
@@ -15,6 +16,7 @@ from qhelpers.experiments.depthwise import depthwise_rows
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
 from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
 from qhelpers.experiments.rounding import rounding_rows
+from qhelpers.experiments.tiny_language_model import tiny_rows
 from qhelpers.files import whole_file
 
 RECIPE_COLUMNS = ("weight_strategy", "activation_strategy", "procedure")
@@ -33,6 +35,7 @@ TABLES = {  # name: columns, and what yields the rows
         rounding_rows,
     ),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
+    "tiny": (("step", "training_loss", "test_loss"), tiny_rows),
 }
 
 
