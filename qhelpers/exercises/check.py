@@ -1,11 +1,13 @@
 """The verdict on an exercise, with a hint if it isn't right yet, and how many are solved."""
 
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType
 
 from qhelpers.exercises.answers import Wrong
 
-NOTEBOOKS = [import_module(f"qhelpers.exercises.notebook_{number}") for number in range(1, 8)]
+FILES = sorted(Path(__file__).parent.glob("notebook_*.py"))
+NOTEBOOKS = [import_module(f"qhelpers.exercises.{path.stem}") for path in FILES]
 CHECKS = {exercise: function for each in NOTEBOOKS for exercise, function in each.CHECKS.items()}
 RIGHT = "right."
 SOLVED = set()  # as long as the kernel runs
