@@ -84,16 +84,17 @@ class FloatFormat:
         Returns an array of `x`'s shape, uint8 or uint16.
         Raises ValueError for NaN if the format has none, and for an empty array.
         """
-        x = checked_params(x, "x")
-        isnan, sign = np.isnan(x), np.signbit(x)
+        with np.errstate(invalid="ignore"):  # a signaling NaN that is cast warns
+            x = checked_params(x, "x")
+        isnan = np.isnan(x)
         if self.special == "none" and isnan.any():
             raise ValueError("x holds nan; this format has no pattern for it")
         levels = self.numbers
-        if self.special == "ieee":  # infinity's code is the next: it stands for 2 * 2**emax
+        if self.special == "ieee":  # infinity's code is the next one, and so is its place
             levels = np.append(levels, 2.0 ** np.frexp(self.largest)[1])
-        codes = nearest(np.abs(np.where(isnan, 0, x)), levels)
-        codes = np.where(isnan, 2 ** (self.bits - 1) - 1, codes) + sign * 2 ** (self.bits - 1)
-        return codes.astype(self.code_type)
+        sign_bit = 2 ** (self.bits - 1)
+        codes = np.where(isnan, sign_bit - 1, nearest(np.abs(np.where(isnan, 0, x)), levels))
+        return (codes + sign_bit * np.signbit(x)).astype(np.min_scalar_type(2 * sign_bit - 1))
 
     def decode(self, codes):
         """Return the numbers that codes stand for, float64 of the same shape.
@@ -101,10 +102,6 @@ class FloatFormat:
         codes: array of integers from 0 to 2**bits - 1; TypeError or ValueError for others.
         """
         return self.values[checked_codes(codes, 2**self.bits)]
-
-    @property
-    def code_type(self):
-        return np.min_scalar_type(2**self.bits - 1)
 
 
 def checked_codes(codes, count, name="codes"):

@@ -46,9 +46,9 @@ def checked_levels(levels):
 def normal_float(bits=4):
     """Return the levels of NormalFloat, ascending, float32 of shape (2**bits,), from -1 to 1.
 
-    bits: integer from 2 to 8. They are quantiles of the normal distribution, so that each level
-    is used about equally often, divided by the largest. Half of the codes belong to negative
-    numbers; the others to 0, exactly, and to positive numbers.
+    bits: integer from 2 to 8. The levels are quantiles of the normal distribution, in even steps
+    of probability on either side of 0, divided by the largest. 0 is one of them; half of the
+    codes belong to positive numbers.
     With 4 bits it is NF4, bit for bit as published.
     Source: Dettmers et al. 2023 (QLoRA), section 3 and appendix E; the probability at the ends
     is that of `create_normal_map` in their library, bitsandbytes.
@@ -91,14 +91,15 @@ def lloyd(x, bits):
     sums = np.pad(sums, ((0, 0), (1, 0)))  # so that a run's sums are a difference of two columns
     cuts = best_cuts(values, sums, count)
     levels = np.zeros(count)
-    error = last = np.inf
-    while error < last or last == np.inf:
+    error = np.inf
+    while True:
         number, total, _ = np.diff(sums[:, cuts])
         levels = np.where(number > 0, total / np.maximum(number, 1), levels)
         inner = np.searchsorted(values, (levels[:-1] + levels[1:]) / 2)
         cuts = np.array([0, *inner, len(values)])
         last, error = error, run_errors(sums, cuts[:-1], cuts[1:]).sum()
-    return (levels + middle) * unit
+        if not error < last:
+            return (levels + middle) * unit
 
 
 def best_cuts(values, sums, count):
@@ -109,7 +110,7 @@ def best_cuts(values, sums, count):
     """
     places = np.arange(len(values) + 1)
     if len(values) > PLACES:  # half of them close where the numbers are, half in even steps
-        by_rank = np.linspace(0, len(values), PLACES // 2).astype(int)
+        by_rank = np.linspace(0, len(values), PLACES // 2 + 1).astype(int)
         by_value = np.searchsorted(values, np.linspace(values[0], values[-1], PLACES // 2))
         places = np.union1d(by_rank, by_value)
     runs = run_errors(sums, places[:, None], places[None])
