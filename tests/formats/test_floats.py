@@ -80,9 +80,7 @@ def test_rounding_is_torch_s(format, dtype):
 def test_what_is_too_large_and_nan_are_torch_s(format, dtype):
     if format is E4M3 and torch_codes(np.float32([500]), format, dtype) == 0x7F:
         pytest.skip("this PyTorch casts to NaN what is too large for float8_e4m3fn")
-    assert np.array_equal(
-        format.encode(beyond(format)), torch_codes(beyond(format), format, dtype)
-    )
+    assert np.array_equal(format.encode(beyond(format)), torch_codes(beyond(format), format, dtype))
     nans = np.float32([np.nan, -np.nan])
     by_torch = torch_codes(nans, format, dtype)
     assert np.isnan(format.values[by_torch]).all()
