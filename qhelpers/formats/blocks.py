@@ -12,6 +12,7 @@ from qhelpers.formats.levels import checked_levels, nearest_level
 
 E8M0_BIAS, E8M0_NAN = 127, 255  # the code of a power of two is its exponent + 127
 NVFP4_BLOCK = 16
+MOST = 2**16  # numbers in a block
 EIGHT_BITS = np.arange(-128, 128)  # what double quantization rounds the scales to
 
 
@@ -31,9 +32,8 @@ def pad_to_blocks(x, block):
 
     x: array or tensor of real numbers. In a block they change no largest magnitude.
     """
-    x = checked_array(x, "x")
-    missing = -x.shape[-1] % block if x.ndim else block - 1
-    x = np.atleast_1d(x)
+    x = np.atleast_1d(checked_array(x, "x"))
+    missing = -x.shape[-1] % checked_integer("block", block, 1, MOST)
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
 
@@ -70,10 +70,9 @@ def mx_dequantize(codes, scales, element):
 
     Raises TypeError or ValueError if they aren't codes, or the shapes don't fit.
     """
-    powers = np.ldexp(1.0, checked_codes(scales, 256, "scales").astype(int) - E8M0_BIAS)
-    powers = np.where(np.equal(scales, E8M0_NAN), np.nan, powers)
-    values = element.decode(codes)
-    return scaled_back(values, powers).astype(np.float32)  # exact: no product has more digits
+    scales = checked_codes(scales, 256, "scales").astype(int)
+    powers = np.where(scales == E8M0_NAN, np.nan, np.ldexp(1.0, scales - E8M0_BIAS))
+    return scaled_back(element.decode(codes), powers)
 
 
 def nvfp4_quantize(x):
@@ -94,7 +93,7 @@ def nvfp4_quantize(x):
     blocks = in_blocks(x, NVFP4_BLOCK, "x")
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     most = np.float32(E4M3.largest * E2M1.largest)
-    tensor_scale = np.maximum(largest.max() / most, np.finfo(np.float32).tiny)  # not 0
+    tensor_scale = np.maximum(largest.max() / most, np.float32(2**-120))  # one can divide by it
     wanted = largest / np.float32(E2M1.largest) / tensor_scale
     scales = E4M3.encode(np.maximum(wanted, np.float32(2**-6)))
     factor = 1 / tensor_scale / E4M3.decode(scales).astype(np.float32)
@@ -107,8 +106,8 @@ def nvfp4_dequantize(codes, scales, tensor_scale):
 
     Raises TypeError or ValueError if they aren't codes, or the shapes don't fit.
     """
-    scales = E4M3.decode(scales).astype(np.float32) * np.float32(tensor_scale)
-    return scaled_back(E2M1.decode(codes).astype(np.float32), scales)
+    scales = E4M3.decode(checked_codes(scales, 256, "scales")).astype(np.float32)
+    return scaled_back(E2M1.decode(codes), scales * np.float32(tensor_scale))
 
 
 def code_book_quantize(x, levels, block=64):
@@ -139,7 +138,7 @@ def code_book_dequantize(codes, scales, levels):
     """
     levels = checked_levels(levels)
     values = levels[checked_codes(codes, len(levels))]
-    return scaled_back(values, checked_params(scales, "scales")).astype(np.float32)
+    return scaled_back(values, checked_params(scales, "scales"))
 
 
 def quantize_scales(scales, block=256):
@@ -188,7 +187,7 @@ def unpack_pairs(packed):
 def in_blocks(x, block, name):
     """Return `x` with its last axis cut into blocks: of shape (..., blocks, block)."""
     length = x.shape[-1] if x.ndim else 1
-    if length % checked_integer("block", block, 1, max(length, 2**16)):
+    if length % checked_integer("block", block, 1, MOST):
         raise ValueError(
             f"{name} has {length} numbers in its last axis; a block of {block} must divide it"
         )
@@ -196,16 +195,16 @@ def in_blocks(x, block, name):
 
 
 def scaled_back(values, scales):
-    """Return `values` times the scale of their block; the shapes are checked."""
-    scales = np.asarray(scales)
+    """Return `values` times the scale of their block, float32; the shapes are checked."""
     length = values.shape[-1] if values.ndim else 1
     if scales.shape[:-1] != values.shape[:-1] or not scales.ndim or length % scales.shape[-1]:
         raise ValueError(
             f"scales has the shape {scales.shape}; for codes of shape {values.shape} it must be "
             "one for each block of the last axis"
         )
-    blocks = values.reshape(*scales.shape, -1)
-    return (blocks * scales[..., None]).reshape(values.shape)
+    products = values.reshape(*scales.shape, -1) * scales[..., None].astype(np.float64)
+    most = np.finfo(np.float32).max  # a scale that was rounded up may lead beyond it
+    return np.clip(products, -most, most).astype(np.float32).reshape(values.shape)
 
 
 def exponent_of(x):

@@ -16,8 +16,9 @@ def nearest_level(x, levels):
     x: array or tensor of finite real numbers, any shape.
     levels: array of finite numbers, ascending, 1-d, at most 2**16 of them.
 
-    A number in the middle between two levels, in float64, gets the even code. Returns an array of `x`'s shape
-    in the smallest unsigned type that holds the codes; `levels[codes]` are the rounded numbers.
+    A number in the middle between two levels, in float64, gets the even code. Returns an array of
+    `x`'s shape in the smallest unsigned type that holds the codes; `levels[codes]` are the rounded
+    numbers.
     Raises TypeError or ValueError for arguments other than these.
     """
     levels = checked_levels(levels)
