@@ -7,12 +7,12 @@ a file is counted by `bits_per_number`.
 import numpy as np
 
 from qhelpers.checks import checked_array, checked_finite, checked_integer, checked_params
-from qhelpers.formats.floats import E2M1, E4M3, checked_codes
+from qhelpers.formats.floats import E2M1, E4M3, FloatFormat, checked_codes
 from qhelpers.formats.levels import checked_levels, nearest_level
 
 E8M0_BIAS, E8M0_NAN = 127, 255  # the code of a power of two is its exponent + 127
 NVFP4_BLOCK = 16
-MOST = 2**16  # numbers in a block
+MOST = 2**30  # numbers in a block
 EIGHT_BITS = np.arange(-128, 128)  # what double quantization rounds the scales to
 
 
@@ -57,7 +57,7 @@ def mx_quantize(x, element, block=32):
     blocks = in_blocks(x, block, "x")
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     finite = np.isfinite(largest)
-    exponent = exponent_of(largest) - exponent_of(element.largest)
+    exponent = exponent_of(largest) - exponent_of(checked_format(element).largest)
     exponent = np.where(largest > 0, np.clip(exponent, -E8M0_BIAS, E8M0_BIAS), -E8M0_BIAS)
     scaled = np.where(finite, np.ldexp(blocks, -exponent), 0)
     codes = element.encode(np.clip(scaled, -element.largest, element.largest))
@@ -72,7 +72,7 @@ def mx_dequantize(codes, scales, element):
     """
     scales = checked_codes(scales, 256, "scales").astype(int)
     powers = np.where(scales == E8M0_NAN, np.nan, np.ldexp(1.0, scales - E8M0_BIAS))
-    return scaled_back(element.decode(codes), powers)
+    return scaled_back(checked_format(element).decode(codes), powers)
 
 
 def nvfp4_quantize(x):
@@ -86,7 +86,7 @@ def nvfp4_quantize(x):
     No block scale is below E4M3's smallest normal number, 2**-6, so that none is 0.
     Bits per number: 4 + 8 / 16, and 32 for the tensor.
     Raises TypeError or ValueError for arguments other than these.
-    Source: NVIDIA 2025, Pretraining Large Language Models with NVFP4, section 2 and appendix C;
+    Source: NVIDIA 2025, Pretraining Large Language Models with NVFP4, section 2 and appendix B;
     the order of operations is torchao's.
     """
     x = finite_float32(x, "x")
@@ -205,6 +205,13 @@ def scaled_back(values, scales):
     products = values.reshape(*scales.shape, -1) * scales[..., None].astype(np.float64)
     most = np.finfo(np.float32).max  # a scale that was rounded up may lead beyond it
     return np.clip(products, -most, most).astype(np.float32).reshape(values.shape)
+
+
+def checked_format(element):
+    """Return `element`, or raise TypeError."""
+    if not isinstance(element, FloatFormat):
+        raise TypeError(f"element is {element!r}; it must be a FloatFormat")
+    return element
 
 
 def exponent_of(x):

@@ -74,8 +74,8 @@ def lloyd(x, bits):
 
     Returns ascending levels, float64 of shape (2**bits,); or the distinct numbers of `x`, where
     there are no more than that. With up to PLACES distinct numbers, the levels are the best ones.
-    With more, Lloyd's iteration starts from the best ones that have their borders at PLACES
-    places, and ends, as always, where no small change helps: mostly near the best.
+    With more, Lloyd's iteration starts from the best of those whose borders lie at PLACES places,
+    and ends in a local optimum.
     Raises TypeError or ValueError for arguments other than these.
     Source: Lloyd 1982, Max 1960; for the start Wang and Song 2011 (Ckmeans.1d.dp); code books of
     weights: Han et al. 2016, section 3.

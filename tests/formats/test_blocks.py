@@ -300,6 +300,16 @@ def test_bits_per_number(bits, scales, expected):
     assert bits_per_number(bits, *scales) == pytest.approx(expected, rel=1e-12)
 
 
+def test_rounding_does_not_lead_beyond_float32():
+    x = np.full((1, 64), np.finfo(np.float32).max)
+    for values in (
+        nvfp4_dequantize(*nvfp4_quantize(x)),
+        code_book_dequantize(*code_book_quantize(x, [-0.3, 0.3]), [-0.3, 0.3]),
+        mx_dequantize(*mx_quantize(x, E3M2), E3M2),
+    ):
+        assert np.isfinite(values).all() and (values > 0.8 * x).all()
+
+
 def test_padding():
     x = np.arange(6).reshape(2, 3)
     assert pad_to_blocks(x, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
@@ -341,6 +351,14 @@ def test_bad_blocks(block):
         mx_quantize(np.ones(32), E2M1, block)
     with pytest.raises((ValueError, TypeError), match="block is .*; it must be an integer from 1"):
         pad_to_blocks(np.ones(32), block)
+
+
+@pytest.mark.parametrize("element", ["E2M1", torch.float8_e4m3fn, None])
+def test_elements_that_are_no_float_format(element):
+    with pytest.raises(TypeError, match="element is .*; it must be a FloatFormat"):
+        mx_quantize(np.ones(32), element)
+    with pytest.raises(TypeError, match="element is .*; it must be a FloatFormat"):
+        mx_dequantize(np.ones(32, int), np.ones(1, int), element)
 
 
 def test_bad_levels():
