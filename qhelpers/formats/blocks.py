@@ -126,7 +126,7 @@ def code_book_quantize(x, levels, block=64):
     if top == 0:
         raise ValueError("levels holds nothing but 0; it must hold another number")
     blocks = in_blocks(x, block, "x")
-    scales = (np.abs(blocks).max(axis=-1, keepdims=True) / top).astype(np.float32)
+    scales = finite_float32(np.abs(blocks).max(axis=-1, keepdims=True) / top, "scales")
     codes = nearest_level(blocks / np.where(scales > 0, scales, 1).astype(np.float64), levels)
     return codes.reshape(x.shape), scales[..., 0]
 

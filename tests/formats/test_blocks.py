@@ -304,7 +304,7 @@ def test_rounding_does_not_lead_beyond_float32():
     x = np.full((1, 64), np.finfo(np.float32).max)
     for values in (
         nvfp4_dequantize(*nvfp4_quantize(x)),
-        code_book_dequantize(*code_book_quantize(x, [-0.3, 0.3]), [-0.3, 0.3]),
+        code_book_dequantize(*code_book_quantize(x, [-1.7, 1.7]), [-1.7, 1.7]),
         mx_dequantize(*mx_quantize(x, E3M2), E3M2),
     ):
         assert np.isfinite(values).all() and (values > 0.8 * x).all()
@@ -366,6 +366,8 @@ def test_bad_levels():
         code_book_quantize(np.ones(64), [0.0])
     with pytest.raises(ValueError, match="must be 1-d and ascending"):
         code_book_quantize(np.ones(64), [1.0, 0.0])
+    with pytest.raises(ValueError, match="scales holds inf; all its values must be finite"):
+        code_book_quantize(np.full(64, 3e38), [-0.1, 0.1])
 
 
 def test_codes_and_scales_that_don_t_fit():
