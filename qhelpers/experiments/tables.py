@@ -13,6 +13,7 @@ import torch
 
 from qhelpers.data import load_data
 from qhelpers.experiments.depthwise import depthwise_rows
+from qhelpers.experiments.formats import formats_rows
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
 from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
 from qhelpers.experiments.rounding import rounding_rows
@@ -34,6 +35,7 @@ TABLES = {  # name: columns, and what yields the rows
         ("network", "recipe", "granularity", "weight_bits", "activation_bits", "seed", "accuracy"),
         rounding_rows,
     ),
+    "formats": (("network", "format", "bits", "seed", "sqnr", "accuracy"), formats_rows),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
     "tiny": (("step", "training_loss", "test_loss"), tiny_rows),
 }
