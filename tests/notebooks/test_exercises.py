@@ -54,6 +54,15 @@ MOVE = "weight[:, rest] -= torch.outer(error, {})\n    return weight"
 SHARES = "def shares_of(H):\n    P = torch.linalg.inv(H)\n    return "
 FACTOR = "torch.linalg.cholesky({}, upper=True)"
 BAD = "bad_images = exercise_data.train_images{}"
+THREE = "as_e4m3, as_e5m2, small = {}"
+SCALE_CODE = (
+    "def scale_code(block, largest_exponent):\n"
+    "    top = np.abs(block).max()\n"
+    "    if top == 0:\n"
+    "        return 0\n    "
+)
+EXPONENT = "(np.frexp(top)[1] - 1)"
+CLIPPED = "np.clip({}, 0, 254)"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -345,6 +354,65 @@ WRONG = {
         (BAD.format("[:10].repeat(100, 1, 1, 1)"), "are different"),
         (BAD.format("[:100].reshape(100, 784)"), "have the shape"),
         ("bad_images = 1", "a tensor of images"),
+    ],
+    "8.1": [
+        (THREE.format("-0.3125, -0.8125, 0.0059"), "in the other order"),
+        (THREE.format("0.8125, 0.3125, 0.0059"), "is the sign"),
+        (THREE.format("-0.8125, 0.3125, 0.0059"), "is the sign"),
+        (THREE.format("-0.3125, -0.3125, 0.0059"), "isn't stored"),
+        (THREE.format("-0.8125, -0.0625, 0.0059"), "isn't stored"),
+        (THREE.format("-104, -10240, 0.0059"), "Subtract the bias"),
+        (THREE.format("-0.40625, -0.3125, 0.0059"), "bias of E4M3"),
+        (THREE.format("-0.8125, -80, 0.0059"), "bias of E5M2"),
+        (THREE.format("-75, -75, 3"), "4 bits of exponent"),
+        (THREE.format("-0.8125, -0.8125, 3"), "5 bits of exponent"),
+        (THREE.format("-0.8125, -0.3125, 0.0107421875"), "no 1 stands in front"),
+        (THREE.format("-0.8125, -0.3125, 0.0029296875"), "the same power of two as 0001"),
+        (THREE.format("-0.81, -0.31, 3"), "third is subnormal"),
+        (THREE.format("'minus', -0.3125, 3"), "should be a number"),
+    ],
+    "8.2": [
+        (SCALE_CODE + f"return {EXPONENT} - largest_exponent", "is 127 more"),
+        (SCALE_CODE + f"return 2.0 ** ({EXPONENT} - largest_exponent)", "That is the scale"),
+        (SCALE_CODE + f"return {EXPONENT} + 127", "Subtract largest_exponent"),
+        (SCALE_CODE + f"return {EXPONENT} + 1 - largest_exponent + 127", "logarithm down"),
+        (SCALE_CODE + "return np.round(np.log2(top)) - largest_exponent + 127", "logarithm down"),
+        (SCALE_CODE + "return np.floor(np.log2(top / 6)) + 127", "not by its largest number"),
+        (SCALE_CODE.replace("np.abs(block)", "block")
+         + f"return {EXPONENT} - largest_exponent + 127", "may be a negative number's"),
+        (SCALE_CODE + "return " + CLIPPED.format("np.floor(np.log2(top)) - largest_exponent + 127"),
+         "Just below 8"),
+        (SCALE_CODE + f"return {EXPONENT} - largest_exponent + 127", "end at 0 and 254"),
+        (SCALE_CODE + "return " + CLIPPED.format(f"{EXPONENT} - largest_exponent + 127").replace(
+            "254", "255"), "end at 0 and 254"),
+        (SCALE_CODE.replace("return 0", "return 127")
+         + "return " + CLIPPED.format(f"{EXPONENT} - largest_exponent + 127"),
+         "A block of zeros gets 127"),
+        (SCALE_CODE + "return 127", "If the largest |x| is 0.05"),
+        (SCALE_CODE + "block /= top\n    return 127", "changes the block"),
+        (SCALE_CODE + "return np.zeros(32)", "one code for the block"),
+        (SCALE_CODE + "return", "should be a number"),
+        (SCALE_CODE + "return block.no_such_thing", "AttributeError"),
+    ],
+    "8.3": [
+        ("bad_numbers = np.arange(32)", "hold 64 numbers"),
+        ("bad_numbers = np.full(64, np.inf)", "must be finite"),
+        ("bad_numbers = np.zeros(64)", "Zeros come back"),
+        ("bad_numbers = np.full(64, 7.9e6)", "between 0.001"),
+        ("bad_numbers = np.where(np.arange(64) % 32, 0.5, 6)", "int4 is the worse one"),
+        ("bad_numbers = np.linspace(-7.9, 7.9, 64)", "From which largest"),
+        ("bad_numbers = ['a'] * 64", "It should hold numbers"),
+    ],
+    "8.4": [
+        ("bits_per_number = 4", "take space"),
+        ("bits_per_number = 4.5", "a float32 for each block"),
+        ("bits_per_number = 4 + 8 / 64", "share a scale, too"),
+        ("bits_per_number = 4 + 8 / 64 + 32 / 256", "how many numbers are that"),
+        ("bits_per_number = 4 + 8 / 64 + 32 / 64", "how many numbers are that"),
+        ("bits_per_number = 8 / 64 + 32 / (64 * 256)", "Add the 4 bits"),
+        ("bits_per_number = (4 + 8 / 64 + 32 / (64 * 256)) / 8", "in bytes"),
+        ("bits_per_number = 4.13", "three digits"),
+        ("bits_per_number = 'few'", "should be a number"),
     ],
 }  # fmt: skip
 
