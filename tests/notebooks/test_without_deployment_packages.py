@@ -23,11 +23,14 @@ from qhelpers.optional_packages import (
     missing_packages,
     require_deployment_packages,
 )
+from tests.nbval_compare import data_name, tags
+from tests.notebooks.test_cells_again import printed
 from tools.files import ROOT
 from tools.notebooks import client_of, code_cells
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRA = PROJECT["optional-dependencies"]["deploy"]
+ASKS = 'if has_package("'
 
 
 def test_the_command_installs_the_extra():
@@ -88,11 +91,27 @@ def test_one_line_of_torchao_is_hidden_and_no_other():
     assert run.stderr.endswith("another line\n")
 
 
-def test_no_other_notebook_imports_them():
-    imports = re.compile(rf"^ *(?:import|from) (?:{'|'.join(PACKAGES)})\b", re.MULTILINE)
+@pytest.mark.slow
+def test_notebook_8_says_what_it_leaves_out_and_prints_all_else(without_them):
+    path = next((ROOT / "notebooks").glob("08*.ipynb"))
+    committed, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+    client_of(notebook).execute(env=without_them)
+    for before, after in zip(code_cells(committed), code_cells(notebook)):
+        if ASKS in before.source:
+            name = before.source.partition(ASKS)[2].partition('"')[0]
+            assert f"Skipped: {name} is not installed" in printed(after)[0]
+        elif "mnist" not in tags(before) or data_name() == "mnist":
+            assert printed(before) == printed(after), before.source
+
+
+def test_a_notebook_that_runs_without_them_asks_before_it_imports_them():
+    imports = re.compile(rf"^ *(?:import|from) (?:{'|'.join(REFERENCES)})\b", re.MULTILINE)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        sources = [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
-        assert any(map(imports.search, sources)) == path.stem.startswith("06"), path
+        cells = code_cells(nbformat.read(path, as_version=4))
+        asks = [cell for cell in cells if ASKS in cell.source]
+        assert all("deploy" in tags(cell) for cell in asks), path
+        if not path.stem.startswith("06"):
+            assert [cell for cell in cells if imports.search(cell.source)] == asks, path
 
 
 def test_a_reference_that_is_missing_is_named(capsys):
