@@ -109,6 +109,7 @@ def test_q4_k_errs_by_half_a_step_and_what_six_bits_lose():
     # A scale is off by half a unit, which counts 15 times at the top; so is a minimum.
     bound = whole * scales / 2 + whole_low / 2 + 15 * whole / 2
     assert (error <= 1.001 * bound[..., None] + 1e-7).all()
+    assert ((scales.max(axis=1) == 63) | (whole[:, 0] < 1e-4)).all()  # six bits are used
 
 
 def test_q4_k_is_worth_what_its_bits_are():
@@ -173,6 +174,7 @@ def test_what_can_not_be_packed_is_refused(params, kind, error, message):
         (np.zeros(36, np.uint8), (32,)),
         (np.zeros(9, np.uint8), (16,)),
         (np.zeros(0, np.uint8), (0,)),
+        (np.zeros(18, np.uint8), (48,)),
     ],
 )
 def test_bytes_that_are_not_whole_blocks_are_refused(raw, shape):

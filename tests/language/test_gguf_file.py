@@ -212,7 +212,10 @@ HUGE = 2**64 - 1
         (small_file(offsets={5: HUGE}), "begins at 18,446,744,073,709,551,615"),
         (small_file([text("general.alignment") + u32(4) + u32(48)]), "its alignment is 48; "),
         (small_file([text("general.alignment") + u32(4) + u32(0)]), "its alignment is 0; "),
-        (small_file([text("general.alignment") + u32(4) + u32(2**31)]), "should go on for"),
+        (
+            small_file([text("general.alignment") + u32(4) + u32(2**31)]),
+            "at byte 2,147,483,648 it should go on for 3,072 bytes, and has 0$",
+        ),
         (small_file([text("general.alignment") + u32(8) + text("64")]), "its alignment is '64'"),
         (with_metadata(text("a") + u32(13) + u64(0)), "uses the type 13; known here are 0, 1"),
         (with_metadata(text("a") + u32(9) + u32(9) + u64(0)), "uses the type 9"),  # of arrays
