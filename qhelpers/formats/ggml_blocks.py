@@ -28,7 +28,7 @@ def pack_blocks(params, kind):
     if params.ndim == 0 or params.shape[-1] % size:
         raise ValueError(f"params has the shape {params.shape}; its last axis must be a multiple "
                          f"of {size}, the block of {kind}")  # fmt: skip
-    with np.errstate(over="ignore"):  # float16_bytes refuses what becomes infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # float16_bytes refuses what is infinite
         blocks = params.astype(np.float32).reshape(-1, size)
         packed = PACK[kind](blocks)
     return packed.reshape(*params.shape[:-1], -1)

@@ -166,6 +166,13 @@ def test_what_can_not_be_packed_is_refused(params, kind, error, message):
         pack_blocks(params, kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("largest", [3e38, 1e300])
+def test_numbers_too_large_for_a_scale_are_refused(kind, largest):
+    with pytest.raises(ValueError, match="params needs a scale or minimum of .*; it is stored as"):
+        pack_blocks(np.linspace(-largest, largest, 256), kind)
+
+
 @pytest.mark.parametrize(
     "raw, shape",
     [
