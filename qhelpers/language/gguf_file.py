@@ -18,6 +18,8 @@ NUMBERS = {
     11: "<i8", 12: "<f8",
 }  # fmt: skip
 TEXT, ARRAY = 8, 9
+ELEMENTS = NUMBERS | {TEXT: "text"}
+VALUES = ELEMENTS | {ARRAY: "array"}
 TENSORS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K"}
 FLOATS = {"F32": (1, 4), "F16": (1, 2)}  # as in BLOCKS: numbers in a block, and its bytes
 
@@ -61,7 +63,7 @@ def read_gguf(path):
         metadata = read_metadata(reader, n_metadata)
         return metadata, read_tensors(reader, n_tensors, alignment_of(metadata))
     except ValueError as error:
-        raise ValueError(f"{path} is not a GGUF file, or is damaged: {error}") from error
+        raise ValueError(f"{path} can't be read as a GGUF file: {error}") from error
 
 
 class Reader:
@@ -101,24 +103,25 @@ class Reader:
         return str(self.take(self.count(1)), "utf-8")
 
     def value(self):
-        kind = self.integer(4)
+        kind = self.type(VALUES)
         if kind == TEXT:
             return self.text()
         if kind == ARRAY:
             return self.array()
-        return self.numbers(checked_type(kind, NUMBERS), 1)[0].item()
+        return self.numbers(kind, 1)[0].item()
 
     def array(self):
-        kind = self.integer(4)
+        kind = self.type(ELEMENTS)
         if kind == TEXT:
             return [self.text() for _ in range(self.count(8))]
-        return self.numbers(checked_type(kind, NUMBERS), self.integer(8))
+        return self.numbers(kind, self.integer(8))
 
-
-def checked_type(kind, known):
-    if kind not in known:
-        raise ValueError(f"it uses the type {kind}; known here are {', '.join(map(str, known))}")
-    return kind
+    def type(self, known):
+        kind = self.integer(4)
+        if kind not in known:
+            names = ", ".join(f"{number} ({name})" for number, name in known.items())
+            raise ValueError(f"it uses the type {kind}; known here are {names}")
+        return kind
 
 
 def read_metadata(reader, count):
@@ -165,7 +168,7 @@ def read_place(reader):
     if not 1 <= n_axes <= MOST_AXES:
         raise ValueError(f"a tensor has {n_axes} axes; it must have 1 to {MOST_AXES}")
     shape = tuple(reader.integer(8) for _ in range(n_axes))[::-1]
-    return TENSORS[checked_type(reader.integer(4), TENSORS)], shape, reader.integer(8)
+    return TENSORS[reader.type(TENSORS)], shape, reader.integer(8)
 
 
 def padded(place, alignment):

@@ -75,7 +75,7 @@ def read(tmp_path):
         try:
             return read_gguf(path)
         except ValueError as error:
-            assert str(error).startswith(f"{path} is not a GGUF file, or is damaged: ")
+            assert str(error).startswith(f"{path} can't be read as a GGUF file: ")
             raise
 
     return read
@@ -198,7 +198,10 @@ HUGE = 2**64 - 1
         (small_file(n_tensors=HUGE), "should go on for 5"),
         (small_file(n_metadata=HUGE), "should go on for 2"),
         (small_file(n_metadata=2**40), "should go on for 14,293,651,161,088 bytes"),
-        (small_file(kinds=["F32", 14]), "uses the type 14; known here are 0, 1, 2, 3, 8, 12"),
+        (
+            small_file(kinds=["F32", 14]),
+            r"uses the type 14; known here are 0 \(F32\), .* 12 \(Q4_K\)$",
+        ),
         (small_file(shape=(HUGE, HUGE)), "needs whole blocks|should go on for"),
         (small_file(shape=(2**62, 2**62, 4, 4)), "should go on for"),
         (small_file(shape=(256, 30_000)), "should go on for|begins at"),
@@ -217,7 +220,7 @@ HUGE = 2**64 - 1
             "at byte 2,147,483,648 it should go on for 3,072 bytes, and has 0$",
         ),
         (small_file([text("general.alignment") + u32(8) + text("64")]), "its alignment is '64'"),
-        (with_metadata(text("a") + u32(13) + u64(0)), "uses the type 13; known here are 0, 1"),
+        (with_metadata(text("a") + u32(13) + u64(0)), r"uses the type 13; known here are 0 \(u1\)"),
         (with_metadata(text("a") + u32(9) + u32(9) + u64(0)), "uses the type 9"),  # of arrays
         (with_metadata(text("a") + u32(9) + u32(8) + u64(HUGE)), "should go on for"),
         (with_metadata(text("a") + u32(9) + u32(0) + u64(HUGE)), "should go on for"),
