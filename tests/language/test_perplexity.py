@@ -63,7 +63,7 @@ def test_smollms_perplexity_on_the_text(smollm):
     ("ids", "chunk", "error", "words"),
     [
         ([1], 512, ValueError, r"ids have the shape \(1,\); they must be \(tokens,\), two or more"),
-        ([[1, 2]], 512, ValueError, r"shape \(1, 2\)"),
+        ([[1, 2], [3, 4]], 512, ValueError, r"shape \(2, 2\)"),
         ([], 512, ValueError, r"shape \(0,\)"),
         ([1, 96], 512, ValueError, "ids hold 96"),
         ([1.0, 2.0], 512, TypeError, "float64"),

