@@ -162,6 +162,7 @@ class LanguageModel:
         """Return the n ids that follow `ids` (tokens,): the most probable one, each time.
 
         With the KV cache a step computes one token; without (`cached=False`), all of them again.
+        It goes on past a token that ends a text.
         """
         ids = checked_ids(ids, self.vocabulary, self.config.context).tolist()
         n = checked_integer("n", n, 1, self.config.context - len(ids) + 1)

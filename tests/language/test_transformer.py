@@ -193,6 +193,13 @@ def test_gradients_reach_every_weight():
         assert gradient[at].item() == pytest.approx((more - less) / (2 * step), rel=1e-5)
 
 
+def test_a_last_matrix_of_its_own_serves_instead_of_the_embedding(tiny):
+    untied = load_tiny()
+    untied.weights["output.weight"] = 2 * untied.weights["token_embd.weight"]
+    torch.testing.assert_close(untied.logits(IDS), 2 * tiny.logits(IDS))
+    assert untied.matrices == tiny.matrices
+
+
 def test_integers_of_any_kind_are_ids(tiny):
     expected = tiny.logits(IDS[:5])
     for ids in (np.array(IDS[:5], np.uint8), torch.tensor(IDS[:5], dtype=torch.int32)):
