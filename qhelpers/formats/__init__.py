@@ -1,7 +1,6 @@
 """Number formats: small floats, code books, and blocks that share a scale."""
 
 from qhelpers.formats.blocks import (
-    bits_per_number,
     code_book_dequantize,
     code_book_quantize,
     dequantize_scales,
@@ -35,7 +34,6 @@ __all__ = [
     "E5M2",
     "FLOAT16",
     "FloatFormat",
-    "bits_per_number",
     "code_book_dequantize",
     "code_book_quantize",
     "dequantize_scales",

@@ -1,7 +1,7 @@
 """Blocks of numbers that share a scale: MX, NVFP4, and code books such as NF4's.
 
-Blocks lie along the last axis. A code or a scale takes a byte or a float32 here; what it takes in
-a file is counted by `bits_per_number`.
+Blocks lie along the last axis. Each code takes a byte here; the docstrings say how many bits a
+number takes once its code and its share of the scales are packed.
 """
 
 import numpy as np
@@ -14,17 +14,6 @@ E8M0_BIAS, E8M0_NAN = 127, 255  # the code of a power of two is its exponent + 1
 NVFP4_BLOCK = 16
 MOST = 2**30  # numbers in a block
 EIGHT_BITS = np.arange(-128, 128)  # what double quantization rounds the scales to
-
-
-def bits_per_number(bits, *scales):
-    """Return the bits that a number takes: those of its code, and its part of the scales' bits.
-
-    scales: for each kind of scale (its bits, how many numbers share it).
-
-    MXFP4 takes bits_per_number(4, (8, 32)) = 4.25 bits; NVFP4 (4, (8, 16)) = 4.5, and 32 for the
-    tensor; NF4 (4, (32, 64)) = 4.5, with double quantization (4, (8, 64), (32, 64 * 256)) = 4.127.
-    """
-    return bits + sum(scale_bits / shared for scale_bits, shared in scales)
 
 
 def pad_to_blocks(x, block):
@@ -48,7 +37,7 @@ def mx_quantize(x, element, block=32):
     of the element's. What is still beyond the element's largest number is clipped to it. A block
     of zeros gets the smallest scale. A block that holds NaN or infinity gets the scale NaN, which
     makes all its numbers NaN.
-    Bits per number: element.bits + 8 / block.
+    Bits per number: element.bits + 8 / block; 4.25 for MXFP4.
     Raises TypeError or ValueError for arguments other than these.
     Source: OCP Microscaling Formats (MX) specification 1.0, sections 5.4 and 6.3.
     """
@@ -84,7 +73,7 @@ def nvfp4_quantize(x):
     Returns (codes, scales, tensor_scale): E2M1 codes in `x`'s shape; E4M3 codes, one for each
     block; a float32. The tensor's scale takes the largest block scale to 448, E4M3's largest.
     No block scale is below E4M3's smallest normal number, 2**-6, so that none is 0.
-    Bits per number: 4 + 8 / 16, and 32 for the tensor.
+    Bits per number: 4 + 8 / 16 = 4.5, and 32 for the tensor.
     Raises TypeError or ValueError for arguments other than these.
     Source: NVIDIA 2025, Pretraining Large Language Models with NVFP4, section 2 and appendix B;
     the order of operations is torchao's.
@@ -117,7 +106,7 @@ def code_book_quantize(x, levels, block=64):
     levels: ascending, as for `nearest_level`; `normal_float()` for NF4.
     codes: places in `levels`, in `x`'s shape. scales: float32, one for each block: its largest
         magnitude divided by that of the levels. A block of zeros has the scale 0.
-    Bits per number: those of a code, and 32 / block; see `quantize_scales` for fewer.
+    Bits per number: those of a code, and 32 / block; 4.5 for NF4. See `quantize_scales` for fewer.
     Raises TypeError or ValueError for arguments other than these.
     Source: Dettmers et al. 2022 (8-bit Optimizers via Block-wise Quantization), section 2.1.
     """
@@ -148,7 +137,8 @@ def quantize_scales(scales, block=256):
         blocks may be shorter.
     codes: the scales less their mean, rounded to -128..127 times a step; uint8 in `scales`'
         shape, 128 for the mean. steps: float32, one for each block. mean: a float32.
-    Bits per number: 8 / 64 + 32 / (64 * 256), where 64 numbers share a scale; 32 for the tensor.
+    Bits per number, where 64 share a scale: 8 / 64 + 32 / (64 * 256) = 0.127, and 32 for the
+    tensor; so NF4 takes 4.127.
     Raises TypeError or ValueError for arguments other than these.
     Source: Dettmers et al. 2023 (QLoRA), section 3. Their 8 bits are a float's; integers, as in
     torchao, take as many.

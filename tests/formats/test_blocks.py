@@ -15,7 +15,6 @@ from qhelpers.formats import (
     E3M2,
     E4M3,
     E5M2,
-    bits_per_number,
     code_book_dequantize,
     code_book_quantize,
     dequantize_scales,
@@ -287,17 +286,6 @@ def test_no_scale_turns_negative():
     scales = np.array([0, 1000, 1, 2, 3] + [400] * 10)
     assert dequantize_scales(*quantize_scales(scales)).min() >= 0
     assert not dequantize_scales(*quantize_scales(np.zeros(5))).any()
-
-
-@pytest.mark.parametrize("bits, scales, expected", [
-    (4, [], 4),
-    (8, [(8, 32)], 8.25),
-    (4, [(8, 32)], 4.25),
-    (4, [(8, 16), (32, 16_000)], 4.502),
-    (4, [(8, 64), (32, 64 * 256)], 4.126953125),
-])  # fmt: skip
-def test_bits_per_number(bits, scales, expected):
-    assert bits_per_number(bits, *scales) == pytest.approx(expected, rel=1e-12)
 
 
 def test_rounding_does_not_lead_beyond_float32():
