@@ -72,10 +72,10 @@ def lloyd(x, bits):
 
     x: array or tensor of finite real numbers, any shape. bits: integer from 1 to 8.
 
-    Returns ascending levels, float64 of shape (2**bits,); or the distinct numbers of `x`, where
-    there are no more than that. With up to PLACES distinct numbers, the levels are the best ones.
-    With more, Lloyd's iteration starts from the best of those whose borders lie at PLACES places,
-    and ends in a local optimum.
+    Returns ascending levels, float64 of shape (2**bits,); fewer where there are fewer distinct
+    numbers, or some that differ by less than rounding does. With up to PLACES distinct numbers,
+    the levels are the best ones. With more, Lloyd's iteration starts from the best of those whose
+    borders lie at PLACES places, and ends in a local optimum.
     Raises TypeError or ValueError for arguments other than these.
     Source: Lloyd 1982, Max 1960; for the start Wang and Song 2011 (Ckmeans.1d.dp); code books of
     weights: Han et al. 2016, section 3.
@@ -100,7 +100,7 @@ def lloyd(x, bits):
         cuts = np.array([0, *inner, len(values)])
         last, error = error, run_errors(sums, cuts[:-1], cuts[1:]).sum()
         if not error < last:
-            return (levels + middle) * unit
+            return np.unique((levels + middle) * unit)
 
 
 def best_cuts(values, sums, count):

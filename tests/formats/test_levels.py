@@ -165,6 +165,11 @@ def test_few_distinct_numbers_are_levels_themselves(x):
     assert np.array_equal(levels, np.unique(x)) and levels.dtype == np.float64
 
 
+def test_numbers_too_close_to_tell_apart_share_a_level():
+    levels = lloyd([0, 1e-200, 2e-200, 3e-200, 1], 2)
+    assert levels == pytest.approx([0, 1], abs=1e-15)
+
+
 @pytest.mark.parametrize("unit", [1e-45, 1e-30, 1e30])
 def test_lloyd_in_any_unit(unit):
     x = np.random.default_rng(0).integers(0, 1000, 500)
