@@ -211,6 +211,6 @@ def exponent_of(x):
 
 def finite_float32(x, name):
     """Return `x` as a float32 array, or raise TypeError or ValueError."""
-    x = checked_finite(checked_params(x, name), name)
-    with np.errstate(over="ignore"):
+    x = checked_params(x, name)
+    with np.errstate(over="ignore", invalid="ignore"):
         return checked_finite(x.astype(np.float32), name)

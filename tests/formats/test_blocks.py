@@ -111,6 +111,7 @@ def test_a_block_with_nan_or_infinity_is_nan(torchao, element):
     name = next(name for name in ELEMENTS if ELEMENTS[name] is element)
     x = million("normal")[:4]
     x[1, 3], x[2, 4], x[3, 5] = np.nan, np.inf, -np.inf
+    x.view(np.uint32)[1, 4] = 0x7FA00000  # a signaling NaN, of which NumPy warns
     codes, scales = mx_quantize(x, element)
     assert (scales[:, 0] == 255).tolist() == [False, True, True, True]
     values = mx_dequantize(codes, scales, element)
@@ -284,8 +285,9 @@ def test_the_last_block_of_scales_may_be_shorter():
 
 
 def test_no_scale_turns_negative():
-    scales = np.array([0, 1000, 1, 2, 3] + [400] * 10)
-    assert dequantize_scales(*quantize_scales(scales)).min() >= 0
+    for size in range(60):  # the 0 is rounded up or down
+        scales = np.array([0, 1000] + [size] * 20)
+        assert dequantize_scales(*quantize_scales(scales)).min() >= 0
     assert not dequantize_scales(*quantize_scales(np.zeros(5))).any()
 
 
@@ -293,7 +295,7 @@ def test_rounding_does_not_lead_beyond_float32():
     x = np.full((1, 64), np.finfo(np.float32).max)
     for values in (
         nvfp4_dequantize(*nvfp4_quantize(x)),
-        code_book_dequantize(*code_book_quantize(x, [-1.7, 1.7]), [-1.7, 1.7]),
+        code_book_dequantize(*code_book_quantize(x, [-1.55, 1.55]), [-1.55, 1.55]),
         mx_dequantize(*mx_quantize(x, E3M2), E3M2),
     ):
         assert np.isfinite(values).all() and (values > 0.8 * x).all()
