@@ -84,8 +84,7 @@ class FloatFormat:
         Returns an array of `x`'s shape, uint8 or uint16.
         Raises ValueError for NaN if the format has none, and for an empty array.
         """
-        with np.errstate(invalid="ignore"):  # a signaling NaN that is cast warns
-            x = checked_params(x, "x")
+        x = checked_params(x, "x")
         isnan = np.isnan(x)
         if self.special == "none" and isnan.any():
             raise ValueError("x holds nan; this format has no pattern for it")
