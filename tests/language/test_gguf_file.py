@@ -1,6 +1,8 @@
 """qhelpers.language.gguf_file: what gguf's own reader finds; files cut off, damaged or foreign."""
 
 import collections
+import contextlib
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -68,15 +70,19 @@ def small_file(metadata=METADATA, kinds=tuple(TYPES), shape=(256, 3), names="t {
 @pytest.fixture
 def read(tmp_path):
     """Returns what read_gguf finds in these bytes."""
-    path = tmp_path / "small.gguf"
+    numbers = itertools.count()
 
     def read(content):
+        path = tmp_path / f"{next(numbers)}.gguf"  # Windows writes no file that is mapped
         path.write_bytes(content)
         try:
             return read_gguf(path)
         except ValueError as error:
             assert str(error).startswith(f"{path} can't be read as a GGUF file: ")
             raise
+        finally:
+            with contextlib.suppress(PermissionError):  # on Windows, as long as it is mapped
+                path.unlink()
 
     return read
 
