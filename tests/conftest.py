@@ -13,7 +13,9 @@ from tests.models import ConvNet
 # The files that take longest, in order: they start first, so that no worker waits for the other.
 LONG = (
     "test_known_models.py",  # with the slow tests
+    "09_language_models.ipynb",
     "06_deployment.ipynb",
+    "08_number_formats.ipynb",
     "07_rounding.ipynb",
     "02_range_strategies.ipynb",
     "03_post_training_quantization.ipynb",

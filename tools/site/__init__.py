@@ -16,8 +16,8 @@ from tools.files import ROOT
 
 ABOUT = """\
 A course in Jupyter notebooks that teaches how a neural network's 32-bit floats become 8-bit
-integers: first the mathematics, by hand, then a whole network. It is for you if you know Python
-and a little PyTorch. It runs on a laptop's CPU, on real data.
+integers: first the mathematics, by hand, then a whole network, and in the end a language model. It
+is for you if you know Python and a little PyTorch. It runs on a laptop's CPU, on real data.
 """
 LAST_OF_THE_CORE = "04"
 BADGE = re.compile(r"^\[!\[.*\n?", re.MULTILINE)
