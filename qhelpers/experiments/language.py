@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from qhelpers.experiments.language_methods import (
     ACTIVATIONS,
-    ALPHAS,
     CACHE,
     WEIGHTS,
     Setting,
@@ -21,6 +20,10 @@ from qhelpers.language.smollm import load_smollm
 from qhelpers.language.texts import calibration_text, test_text
 from qhelpers.language.tiny import load_tiny
 
+LANGUAGE_COLUMNS = (
+    *("model", "what", "method", "weight_bits", "activation_bits", "cache_bits"),
+    *("perplexity", "loss_difference", "standard_error"),
+)
 FLOAT = 64  # the bits of what is not quantized
 LARGE, TINY = "SmolLM2-135M", "tiny"
 TOKENS = 1024  # that the large model reads; the tiny one reads all of both texts
@@ -30,6 +33,7 @@ INTEGERS = ("per tensor", "per channel", "groups of 32", "groups of 32, asymmetr
 AWQ = ("AWQ, groups of 32", "AWQ, groups of 32, asymmetric")
 GPTQ = ("GPTQ, per channel", "GPTQ, groups of 32")
 INPUTS = ("attn_q", "attn_output", "ffn_gate", "ffn_down")  # one of each kind; see input_name
+CACHE_PAIRS = ("per token", "K per channel, V per token")
 LLM_INT8 = "LLM.int8()"
 COMBINED = {  # method: of the weights, of the activations, of the cache, and their bits
     "per channel, static": ("per channel", "per tensor, static", "", (8, 8, FLOAT)),
@@ -38,7 +42,7 @@ COMBINED = {  # method: of the weights, of the activations, of the cache, and th
         f"SmoothQuant {a}, static": (
             f"SmoothQuant {a}, per channel", f"SmoothQuant {a}, static", "", (8, 8, FLOAT)
         )
-        for a in ALPHAS
+        for a in (0.5, 0.8, 0.9)
     },
     LLM_INT8: ("", "", "", (8, 8, FLOAT)),
     "groups of 32, per token": ("groups of 32", "per token", "", (4, 8, FLOAT)),
@@ -62,15 +66,15 @@ def choices(name, layers):
     found = [("float", "", FLOAT, FLOAT, FLOAT)]
     found += [("weights", m, b, FLOAT, FLOAT) for m in INTEGERS for b in (8, 4, 3, 2)]
     found += [("weights", m, 4, FLOAT, FLOAT) for m in FOUR_BITS]
-    found += [("activations", m, FLOAT, b, FLOAT) for b in (8, 6, 4) for m in ACTIVATIONS]
-    found += [("cache", m, FLOAT, FLOAT, b) for b in (8, 4, 3, 2) for m in CACHE]
-    found += [("both", method, *bits) for method, (*_, bits) in COMBINED.items()]
-    found += [("one input", f"only {kind}", FLOAT, 8, FLOAT) for kind in INPUTS]
-    places = [f"blk.{layer}.{kind}" for kind in INPUTS for layer in range(layers)]
-    found += [("one input", f"only {place}", FLOAT, 8, FLOAT) for place in places]
     found += [("weights", m, b, FLOAT, FLOAT) for m in AWQ for b in (4, 3)]
     gptq_bits = (4,) if name == LARGE else (4, 3, 2)  # some minutes each
-    return found + [("weights", m, b, FLOAT, FLOAT) for m in GPTQ for b in gptq_bits]
+    found += [("weights", m, b, FLOAT, FLOAT) for m in GPTQ for b in gptq_bits]
+    found += [("activations", m, FLOAT, b, FLOAT) for b in (8, 6, 4) for m in ACTIVATIONS]
+    found += [("cache", m, FLOAT, FLOAT, b) for b in (8, 3) for m in CACHE_PAIRS]
+    found += [("cache", m, FLOAT, FLOAT, b) for b in (4, 2) for m in CACHE]
+    found += [("both", method, *bits) for method, (*_, bits) in COMBINED.items()]
+    inputs = (*INPUTS, *(f"blk.{layer}.ffn_down" for layer in range(layers)))
+    return found + [("one input", f"only {place}", FLOAT, 8, FLOAT) for place in inputs]
 
 
 def hooks(setting, what, method, weight_bits, activation_bits, cache_bits):
@@ -87,7 +91,7 @@ def hooks(setting, what, method, weight_bits, activation_bits, cache_bits):
         rule, part = method.split(" ", 1)
         change = {"only": static_only, "without": static_but}[rule]
         activations = partial(change, setting, activation_bits, part=part)
-    weights = WEIGHTS[of_weights](setting, weight_bits) if of_weights else {}
+    weights = WEIGHTS[of_weights](setting, weight_bits) if of_weights else None
     given = {"linear": quantized_products(model, weights, activations)}
     if of_cache:
         given["keys_values"] = lambda layer, k, v: CACHE[of_cache](k, v, cache_bits)

@@ -14,6 +14,7 @@ import torch
 from qhelpers.data import load_data
 from qhelpers.experiments.depthwise import depthwise_rows
 from qhelpers.experiments.formats import formats_rows
+from qhelpers.experiments.language import LANGUAGE_COLUMNS, language_rows
 from qhelpers.experiments.ptq import calibration_rows, ptq_rows
 from qhelpers.experiments.qat import batch_norm_rows, qat_rows, recipe_rows, trap_rows
 from qhelpers.experiments.rounding import rounding_rows
@@ -37,6 +38,7 @@ TABLES = {  # name: columns, and what yields the rows
     ),
     "formats": (("network", "format", "bits", "seed", "sqnr", "accuracy"), formats_rows),
     "calibration": (("source", "images", "draw", "recipe", "accuracy"), calibration_rows),
+    "language": (LANGUAGE_COLUMNS, language_rows),
     "tiny": (("step", "training_loss", "test_loss"), tiny_rows),
 }
 

@@ -23,15 +23,16 @@ def asymmetric(x, bits, **shared):
 def quantized_products(model, weights=None, activations=None):
     """Return a function to be the `linear` of a LanguageModel.
 
-    weights: dict of a matrix's name to the numbers that its codes stand for, a tensor; matrices
-        that are not in it stay as they are.
+    weights: function from a matrix's name to what its codes stand for, a tensor (out, width). It
+        is called at each product, so that only one matrix at a time is in memory twice.
     activations: function from a matrix's name and its input, (..., width), to what the input's
         codes stand for.
+    By default both stay as they are.
     """
-    weights = {} if weights is None else weights
 
     def linear(name, x):
+        weight = model.weights[name] if weights is None else weights(name)
         x = x if activations is None else activations(name, x)
-        return x @ weights.get(name, model.weights[name]).T
+        return x @ weight.T
 
     return linear
