@@ -86,3 +86,47 @@ def test_large_rows_come_out_again(large, choice):
 def test_the_other_tiny_rows_come_out_again(tiny):
     for choice in choices(TINY, 2):
         check(tiny, TINY, choice)
+
+
+def clearly_better(model, better, worse):
+    """Whether a choice's loss is below another's by more than three standard errors of both."""
+    a, b = row(model, *better), row(model, *worse)
+    error = (a["standard_error"] ** 2 + b["standard_error"] ** 2) ** 0.5
+    return a["loss_difference"] < b["loss_difference"] - 3 * error
+
+
+def activations(method, bits):
+    return "activations", method, 64, bits, 64
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_each_cure_for_outliers_works(bits):
+    cures = ["per token", "SmoothQuant 0.8, static", "LLM.int8()", "rotated, static"]
+    for cure in cures:
+        assert clearly_better(
+            LARGE, activations(cure, bits), activations("per tensor, static", bits)
+        )
+    better, worse = activations("SmoothQuant 0.8, static", bits), "SmoothQuant 0.5, static"
+    assert clearly_better(LARGE, better, activations(worse, bits))
+    best = activations("rotated, per token", bits)
+    assert clearly_better(LARGE, best, activations("per token", bits))
+
+
+def test_ffn_down_costs_most():
+    kinds = ["attn_q", "attn_output", "ffn_gate"]
+    for model, kind in ((model, kind) for model in (LARGE, TINY) for kind in kinds):
+        worse = "one input", f"only {kind}", 64, 8
+        assert clearly_better(model, worse, ("one input", "only ffn_down", 64, 8))
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_keys_want_a_scale_for_each_channel(bits):
+    kivi = "cache", "K per channel, V per token", 64, 64, bits
+    for model in (LARGE, TINY)[: 1 if bits == 4 else 2]:
+        assert clearly_better(model, kivi, ("cache", "per token", 64, 64, bits))
+
+
+def test_searches_find_better_weights():
+    assert clearly_better(
+        TINY, ("weights", "GPTQ, per channel", 3), ("weights", "per channel", 3)
+    ) and clearly_better(LARGE, ("weights", "GPTQ, per channel", 4), ("weights", "per channel", 4))

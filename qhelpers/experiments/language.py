@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 from qhelpers.experiments.language_methods import (
     ACTIVATIONS,
+    ALPHAS,
     CACHE,
     WEIGHTS,
     Setting,
-    static_but,
     static_only,
 )
 from qhelpers.language.activations import mixed_product
@@ -28,12 +28,11 @@ FLOAT = 64  # the bits of what is not quantized
 LARGE, TINY = "SmolLM2-135M", "tiny"
 TOKENS = 1024  # that the large model reads; the tiny one reads all of both texts
 FOUR_BITS = ("groups of 64", "groups of 16", "NF4, blocks of 64", "MXFP4, blocks of 32",
-             "NVFP4, blocks of 16", "rotated, per channel", "rotated, groups of 32")  # fmt: skip
+             "NVFP4, blocks of 16")  # fmt: skip
 INTEGERS = ("per tensor", "per channel", "groups of 32", "groups of 32, asymmetric")
 AWQ = ("AWQ, groups of 32", "AWQ, groups of 32, asymmetric")
 GPTQ = ("GPTQ, per channel", "GPTQ, groups of 32")
 INPUTS = ("attn_q", "attn_output", "ffn_gate", "ffn_down")  # one of each kind; see input_name
-CACHE_PAIRS = ("per token", "K per channel, V per token")
 LLM_INT8 = "LLM.int8()"
 COMBINED = {  # method: of the weights, of the activations, of the cache, and their bits
     "per channel, static": ("per channel", "per tensor, static", "", (8, 8, FLOAT)),
@@ -42,7 +41,7 @@ COMBINED = {  # method: of the weights, of the activations, of the cache, and th
         f"SmoothQuant {a}, static": (
             f"SmoothQuant {a}, per channel", f"SmoothQuant {a}, static", "", (8, 8, FLOAT)
         )
-        for a in (0.5, 0.8, 0.9)
+        for a in ALPHAS
     },
     LLM_INT8: ("", "", "", (8, 8, FLOAT)),
     "groups of 32, per token": ("groups of 32", "per token", "", (4, 8, FLOAT)),
@@ -70,8 +69,7 @@ def choices(name, layers):
     gptq_bits = (4,) if name == LARGE else (4, 3, 2)  # some minutes each
     found += [("weights", m, b, FLOAT, FLOAT) for m in GPTQ for b in gptq_bits]
     found += [("activations", m, FLOAT, b, FLOAT) for b in (8, 6, 4) for m in ACTIVATIONS]
-    found += [("cache", m, FLOAT, FLOAT, b) for b in (8, 3) for m in CACHE_PAIRS]
-    found += [("cache", m, FLOAT, FLOAT, b) for b in (4, 2) for m in CACHE]
+    found += [("cache", m, FLOAT, FLOAT, b) for b in (8, 4, 3, 2) for m in CACHE]
     found += [("both", method, *bits) for method, (*_, bits) in COMBINED.items()]
     inputs = (*INPUTS, *(f"blk.{layer}.ffn_down" for layer in range(layers)))
     return found + [("one input", f"only {place}", FLOAT, 8, FLOAT) for place in inputs]
@@ -88,9 +86,8 @@ def hooks(setting, what, method, weight_bits, activation_bits, cache_bits):
     if of_activations:
         activations = partial(ACTIVATIONS[of_activations], setting, activation_bits)
     if what == "one input":
-        rule, part = method.split(" ", 1)
-        change = {"only": static_only, "without": static_but}[rule]
-        activations = partial(change, setting, activation_bits, part=part)
+        part = method.removeprefix("only ")
+        activations = partial(static_only, setting, activation_bits, part=part)
     weights = WEIGHTS[of_weights](setting, weight_bits) if of_weights else None
     given = {"linear": quantized_products(model, weights, activations)}
     if of_cache:
@@ -105,11 +102,8 @@ def language_row(setting, *choice):
         losses = token_losses(setting.model, setting.test_ids)
     differences = losses - setting.losses
     error = differences.std() / len(differences) ** 0.5
-    return (*(digits(n) for n in (losses.mean().exp(), differences.mean(), error)),)
-
-
-def digits(number):
-    return float(f"{number.item():.7g}")
+    results = losses.mean().exp(), differences.mean(), error
+    return tuple(float(f"{number.item():.7g}") for number in results)
 
 
 def language_rows(data):

@@ -160,7 +160,6 @@ WEIGHTS = {
     "NF4, blocks of 64": each(nf4),
     "MXFP4, blocks of 32": each(mxfp4),
     "NVFP4, blocks of 16": each(nvfp4),
-    "rotated, per channel": each(lambda w, bits: turned_back(PER_CHANNEL(turned(w), bits))),
     "rotated, groups of 32": each(lambda w, bits: turned_back(GROUPS(turned(w), bits))),
     **{f"SmoothQuant {a}, per channel": partial(smooth_weights, alpha=a) for a in ALPHAS},
     "AWQ, groups of 32": partial(awq_weights, quantize=GROUPS),
@@ -179,10 +178,6 @@ def static(setting, bits, name, x):
 
 def static_only(setting, bits, name, x, part):
     return static(setting, bits, name, x) if part in input_name(name) else x
-
-
-def static_but(setting, bits, name, x, part):
-    return x if part in input_name(name) else static(setting, bits, name, x)
 
 
 def smooth_static(setting, bits, name, x, alpha):
