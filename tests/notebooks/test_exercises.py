@@ -63,6 +63,13 @@ SCALE_CODE = (
 )
 EXPONENT = "(np.frexp(top)[1] - 1)"
 CLIPPED = "np.clip({}, 0, 254)"
+SIZES = "numbers = 8192 * 80 * 2 * 8 * 128\nbytes_in_16_bits, bytes_in_4_bits = {}"
+SMOOTH = (
+    "def scales_of(x, matrices, a):\n    w = torch.cat(matrices)\n"
+    "    top_x, top_w = x.abs().amax(dim=0), w.abs().amax(dim=0)\n    return {}"
+)
+RUINED = "ruined = {!r}"
+TURNED = "bad_input = exercise_rotation[:, 0]{}"
 # Wrong answers, each with a part of the hint that it must get.
 WRONG = {
     "1.1": [
@@ -413,6 +420,51 @@ WRONG = {
         ("bits_per_number = (4 + 8 / 64 + 32 / (64 * 256)) / 8", "in bytes"),
         ("bits_per_number = 4.13", "three digits"),
         ("bits_per_number = 'few'", "should be a number"),
+    "9.1": [
+        (SIZES.format("numbers * 16, numbers * 5 / 8"), "bytes, not bits"),
+        (SIZES.format("numbers, numbers * 5 / 8"), "half of it"),
+        (SIZES.format("numbers * 2 * 8, numbers * 5 / 8"), "not those of queries"),
+        (SIZES.format("numbers * 2 / 80, numbers * 5 / 8"), "one layer"),
+        (SIZES.format("numbers * 2 / 1e9, numbers * 5 / 8e9"), "in bytes"),
+        (SIZES.format("numbers * 3, numbers * 5 / 8"), "tokens times layers"),
+        (SIZES.format("numbers * 2, numbers / 2"), "count the scales"),
+        (SIZES.format("numbers * 2, numbers * 4.5 / 8"), "a scale and a zero point"),
+        (SIZES.format("numbers * 2, numbers * 5"), "The others are bits"),
+        (SIZES.format("numbers * 2, numbers"), "How many bits does a number take"),
+        (SIZES.format("'many', numbers"), "should be a number"),
+    ],
+    "9.2": [
+        (SMOOTH.format("top_w ** (1 - a) / top_x**a"), "These are the inverse"),
+        (SMOOTH.format("top_x ** (1 - a) / top_w**a"), "wrong way round"),
+        (SMOOTH.format("top_x**a / top_w**a"), "exponent is 1 - a"),
+        (SMOOTH.format("top_x**a * top_w ** (1 - a)"), "Divide by what comes"),
+        (SMOOTH.format("top_x**a / top_w**2"), "isn't max|x|**a"),
+        (SMOOTH.format("top_x**a"), "no say yet"),
+        (SMOOTH.format("top_x**a / matrices[0].abs().amax(dim=0) ** (1 - a)"), "of both"),
+        (SMOOTH.format("top_x**a / matrices[1].abs().amax(dim=0) ** (1 - a)"), "of both"),
+        (SMOOTH.format("x.amax(dim=0).abs() ** a / w.amax(dim=0).abs() ** (1 - a)"),
+         "absolute values"),
+        (SMOOTH.format("x.abs().mean(dim=0) ** a / w.abs().mean(dim=0) ** (1 - a)"),
+         "not the mean"),
+        (SMOOTH.format("x.abs().amax(dim=1) ** a"), "one scale for each dimension"),
+        (SMOOTH.format("None"), "return something"),
+        (SMOOTH.format("x @ w"), "RuntimeError"),
+    ],
+    "9.3": [
+        (RUINED.format("blk.1.ffn_gate.weight"), "all of its dimensions are large"),
+        (RUINED.format("blk.1.ffn_up.weight"), "all of its dimensions are large"),
+        (RUINED.format("blk.0.attn_q.weight"), "It is another one"),
+        (RUINED.format("blk.1.ffn_down.weight"), "It is another one"),
+        (RUINED.format("ffn_down"), "is no matrix of the model"),
+        ("ruined = 0", "is no matrix of the model"),
+    ],
+    "9.4": [
+        ("bad_input = 100 * torch.eye(64)[0] + 1", "gather in one dimension"),
+        (TURNED.format(" * 10"), "some small noise"),
+        ("bad_input = torch.sin(torch.arange(64.0))", "ten times"),
+        ("bad_input = torch.zeros(64)", "not all of them 0"),
+        ("bad_input = torch.full((64,), float('nan'))", "finite numbers"),
+        ("bad_input = torch.ones(3)", "64 numbers"),
     ],
 }  # fmt: skip
 
