@@ -420,6 +420,7 @@ WRONG = {
         ("bits_per_number = (4 + 8 / 64 + 32 / (64 * 256)) / 8", "in bytes"),
         ("bits_per_number = 4.13", "three digits"),
         ("bits_per_number = 'few'", "should be a number"),
+    ],
     "9.1": [
         (SIZES.format("numbers * 16, numbers * 5 / 8"), "bytes, not bits"),
         (SIZES.format("numbers, numbers * 5 / 8"), "half of it"),
