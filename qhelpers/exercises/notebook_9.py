@@ -123,5 +123,4 @@ def bad_input(x):
     require(rotated > 10 * plain, f"{told}. Which input does it gather in one dimension?")
 
 
-
 CHECKS = {"9.1": cache_sizes, "9.2": scales, "9.3": ruined_product, "9.4": bad_input}
