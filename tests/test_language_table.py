@@ -4,7 +4,7 @@ import pytest
 
 from qhelpers.experiments.language import LARGE, TINY, choices, language_row, language_setting
 from qhelpers.experiments.tables import load_table, select
-from qhelpers.language.smollm import require_language_model
+from tests.language_model import skip_without_model
 
 SOME = [  # of the tiny model, one of each kind
     ("float", "", 64, 64, 64),
@@ -44,10 +44,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def large():
-    try:
-        require_language_model()
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    skip_without_model()
     return language_setting(LARGE)
 
 

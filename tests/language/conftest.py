@@ -2,14 +2,12 @@
 
 import pytest
 
-from qhelpers.language.smollm import load_smollm, require_language_model
+from qhelpers.language.smollm import load_smollm
+from tests.language_model import skip_without_model
 
 
 @pytest.fixture(scope="module")
 def smollm():
     """SmolLM2 in float64: 1.1 GB, so no longer than a file's tests need it."""
-    try:
-        require_language_model()
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    skip_without_model()
     return load_smollm()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from qhelpers.formats.ggml_blocks import BLOCKS, pack_blocks
 from qhelpers.language.gguf_file import FLOATS, NUMBERS, TENSORS, read_gguf
+from qhelpers.language.smollm import smollm_file
+from tests.language_model import skip_without_model
 
 SIZES = FLOATS | BLOCKS
 TYPES = {name: number for number, name in TENSORS.items()}
@@ -149,12 +151,7 @@ def test_a_file_that_gguf_writes_is_read(tmp_path):
 
 
 def smollm_path():
-    from qhelpers.language.smollm import require_language_model, smollm_file
-
-    try:
-        require_language_model()
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    skip_without_model()
     return smollm_file()
 
 

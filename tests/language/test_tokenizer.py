@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qhelpers.language.gguf_file import read_gguf
-from qhelpers.language.smollm import require_language_model, smollm_file
+from qhelpers.language.smollm import smollm_file
 from qhelpers.language.texts import calibration_text
 from qhelpers.language.texts import test_text as extract
 from qhelpers.language.tokenizer import BYTES, CHARACTERS, Tokenizer, is_number, words_of
+from tests.language_model import skip_without_model
 
 # Written by make_token_ids.py, with Hugging Face's tokenizers.
 FOUND = json.loads(Path(__file__).with_name("token_ids.json").read_text(encoding="utf-8"))
@@ -34,10 +35,7 @@ def texts(alphabet):
 
 @functools.cache
 def vocabulary():
-    try:
-        require_language_model()
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    skip_without_model()
     metadata, _ = read_gguf(smollm_file())
     return metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
 
