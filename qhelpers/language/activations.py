@@ -7,8 +7,9 @@ tried in any model, before any product.
 import numpy as np
 import torch
 
-from qhelpers.affine import symmetric_dequantize, symmetric_quantization
+from qhelpers.affine import symmetric_quantization
 from qhelpers.checks import checked_params
+from qhelpers.language.quantized import symmetric
 
 
 def per_token(x, bits):
@@ -19,7 +20,7 @@ def per_token(x, bits):
     Returns a tensor of x's shape, float64 where x is. Raises TypeError or ValueError for
     arguments other than these. Source: Dettmers et al. 2022 (LLM.int8()), section 3.1.
     """
-    return on_grid(x, bits, group_size=np.shape(x)[-1])
+    return symmetric(x, bits, group_size=np.shape(x)[-1], narrow_range=True)
 
 
 def per_tensor(x, bits, top=None):
@@ -28,7 +29,8 @@ def per_tensor(x, bits, top=None):
     top: number, found by calibration (static); by default max|x| (dynamic).
     Other arguments, errors and what is returned: as for `per_token`.
     """
-    return on_grid(x, bits, range=None if top is None else (-top, top))
+    given = None if top is None else (-top, top)
+    return symmetric(x, bits, range=given, narrow_range=True)
 
 
 def per_channel(x, bits, tops):
@@ -40,12 +42,7 @@ def per_channel(x, bits, tops):
     tops: (width,), found by calibration. The rest: as for `per_tensor`.
     """
     tops = np.asarray(tops)
-    return on_grid(x, bits, range=(-tops, tops), axis=-1)
-
-
-def on_grid(x, bits, **shared):
-    codes, scale = symmetric_quantization(x, bits, narrow_range=True, **shared)
-    return torch.from_numpy(symmetric_dequantize(codes, scale))
+    return symmetric(x, bits, range=(-tops, tops), axis=-1, narrow_range=True)
 
 
 def smooth_scales(largest_x, largest_w, alpha=0.5):

@@ -5,8 +5,8 @@ Source: Liu et al. 2024 (KIVI), section 3: keys per channel, values per token, a
 
 import torch
 
-from qhelpers.affine import asymmetric_dequantize, asymmetric_quantization
 from qhelpers.checks import checked_integer
+from qhelpers.language.quantized import asymmetric
 
 FLOAT_BYTES = 2  # of a float16: a number that isn't quantized, a scale or a zero point
 
@@ -19,9 +19,7 @@ def cache_per_token(x, bits, group_size=32):
     Returns what the codes stand for, a tensor of x's shape and type.
     Raises TypeError or ValueError for arguments other than these.
     """
-    return torch.from_numpy(
-        asymmetric_dequantize(*asymmetric_quantization(x, bits, group_size=group_size))
-    )
+    return asymmetric(x, bits, group_size=group_size)
 
 
 def cache_per_channel(x, bits, group_size=32):
